@@ -1,0 +1,237 @@
+//! One container's cgroup on the host, on cgroup v1, v2 and the hybrid of both.
+//!
+//! v1 has one tree per controller and no way to kill a group at once; v2 has one tree and `cgroup.kill`
+//! (Linux 5.14). The functions here hide the difference for the few things the host needs: make, limit,
+//! enter, count, kill, remove, and read the kernel's OOM count.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Error, Result};
+
+/// v1 controllers that a group of ours is made in: the ones with limits that we set or read.
+const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
+
+/// A cgroup below the root, in each hierarchy that matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Path below the root of each hierarchy, for example `beta9/3f2a`.
+    path: PathBuf,
+    /// The group's directory in every hierarchy.
+    directories: Vec<Hierarchy>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    /// v1 controller name; empty for v2.
+    controller: &'static str,
+    directory: PathBuf,
+}
+
+impl Cgroup {
+    /// Names the group `path` (relative, without `..`) in the hierarchies mounted at `/sys/fs/cgroup`. Makes nothing.
+    pub fn at(path: impl AsRef<Path>) -> Self {
+        Self::below(Path::new("/sys/fs/cgroup"), path.as_ref())
+    }
+
+    fn below(mount: &Path, path: &Path) -> Self {
+        let hierarchy = |controller, root: PathBuf| Hierarchy { controller, directory: root.join(path) };
+        let directories = if mount.join("cgroup.controllers").exists() {
+            vec![hierarchy("", mount.to_owned())]
+        } else {
+            let v1 = V1_CONTROLLERS.iter().map(|name| hierarchy(name, mount.join(name)));
+            v1.filter(|h| h.directory.ancestors().any(|dir| dir.join("cgroup.procs").exists())).collect()
+        };
+        Self { path: path.to_owned(), directories }
+    }
+
+    /// The path in the form of an OCI `linux.cgroupsPath`: absolute below the hierarchy's root.
+    pub fn oci_path(&self) -> PathBuf {
+        Path::new("/").join(&self.path)
+    }
+
+    /// Makes the group where it is missing.
+    pub fn create(&self) -> Result<()> {
+        for Hierarchy { controller, directory } in &self.directories {
+            fs::create_dir_all(directory).map_err(|e| Error::at("create cgroup", directory, e))?;
+            if controller.is_empty() {
+                delegate_v2(directory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a process, with all its threads, into the group.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        for Hierarchy { directory, .. } in &self.directories {
+            let file = directory.join("cgroup.procs");
+            fs::write(&file, pid.to_string()).map_err(|e| Error::at("enter cgroup", &file, e))?;
+        }
+        Ok(())
+    }
+
+    /// Limits the group's memory to `bytes`.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        self.write("memory", "memory.limit_in_bytes", "memory.max", &bytes.to_string())
+    }
+
+    /// Limits the number of processes and threads in the group.
+    pub fn limit_pids(&self, count: u64) -> Result<()> {
+        self.write("pids", "pids.max", "pids.max", &count.to_string())
+    }
+
+    fn write(&self, controller: &str, v1: &str, v2: &str, value: &str) -> Result<()> {
+        for hierarchy in &self.directories {
+            let name = if hierarchy.controller.is_empty() { v2 } else { v1 };
+            if hierarchy.controller.is_empty() || hierarchy.controller == controller {
+                let file = hierarchy.directory.join(name);
+                fs::write(&file, value).map_err(|e| Error::at("write cgroup limit", &file, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How often the kernel killed a process of the group for memory (`oom_kill`), descendants included.
+    pub fn oom_kills(&self) -> u64 {
+        let read = |hierarchy: &Hierarchy| {
+            let file = match hierarchy.controller {
+                "" => "memory.events",
+                "memory" => "memory.oom_control",
+                _ => return None,
+            };
+            let text = fs::read_to_string(hierarchy.directory.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+        };
+        self.directories.iter().filter_map(read).max().unwrap_or(0)
+    }
+
+    /// The processes in the group and below it.
+    pub fn processes(&self) -> Vec<Pid> {
+        let mut pids: Vec<i32> = Vec::new();
+        for hierarchy in &self.directories {
+            for directory in with_descendants(&hierarchy.directory) {
+                let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+                pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            }
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        pids.into_iter().filter_map(Pid::from_raw).collect()
+    }
+
+    /// Kills every process of the group and waits until it is empty. `false` if some survived `deadline`.
+    pub fn kill(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        loop {
+            let processes = self.processes();
+            if processes.is_empty() {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            for pid in processes {
+                // It may be gone by now: that is what was wanted.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            // A killed process leaves its group when it is scheduled next; v1 has no event for it.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Removes the group and what is below it. Missing is fine; processes inside are an error.
+    pub fn remove(&self) -> Result<()> {
+        for hierarchy in &self.directories {
+            let mut directories = with_descendants(&hierarchy.directory);
+            directories.reverse();
+            for directory in directories {
+                remove_group(&directory)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the limits that we use available in `directory`, which its ancestors have to hand down (v2).
+fn delegate_v2(directory: &Path) {
+    let mut ancestors: Vec<_> =
+        directory.ancestors().skip(1).take_while(|dir| dir.join("cgroup.controllers").exists()).collect();
+    ancestors.reverse();
+    for ancestor in ancestors {
+        for controller in ["+memory", "+pids", "+cpu"] {
+            // A controller that the host keeps for v1 or does not have shows when its limit is written.
+            let _ = fs::write(ancestor.join("cgroup.subtree_control"), controller);
+        }
+    }
+}
+
+/// A just-emptied group can be busy for a moment while the kernel lets go of its last process.
+fn remove_group(directory: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) if is_busy(&e) && Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) => return Err(Error::at("remove cgroup", directory, e)),
+        }
+    }
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
+}
+
+/// A group's directory and all below it, parents first.
+fn with_descendants(directory: &Path) -> Vec<PathBuf> {
+    let mut found = vec![directory.to_owned()];
+    let mut next = 0;
+    while next < found.len() {
+        if let Ok(entries) = fs::read_dir(&found[next]) {
+            found.extend(
+                entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()),
+            );
+        }
+        next += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v2_and_v1_trees_are_told_apart_by_their_files() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir(mount.path().join("memory")).unwrap();
+        fs::write(mount.path().join("memory/cgroup.procs"), "").unwrap();
+        let v1 = Cgroup::below(mount.path(), Path::new("beta9/x"));
+        assert_eq!(v1.directories.len(), 1);
+        assert_eq!(v1.directories[0].directory, mount.path().join("memory/beta9/x"));
+
+        fs::write(mount.path().join("cgroup.controllers"), "memory").unwrap();
+        let v2 = Cgroup::below(mount.path(), Path::new("beta9/x"));
+        assert_eq!(v2.directories[0].directory, mount.path().join("beta9/x"));
+        assert_eq!(v2.oci_path(), Path::new("/beta9/x"));
+    }
+
+    #[test]
+    fn oom_counts_are_read_from_both_versions() {
+        let mount = tempfile::tempdir().unwrap();
+        let group = mount.path().join("memory/g");
+        fs::create_dir_all(&group).unwrap();
+        fs::write(mount.path().join("memory/cgroup.procs"), "").unwrap();
+        fs::write(group.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n").unwrap();
+        assert_eq!(Cgroup::below(mount.path(), Path::new("g")).oom_kills(), 3);
+
+        fs::write(mount.path().join("cgroup.controllers"), "memory").unwrap();
+        fs::create_dir_all(mount.path().join("g")).unwrap();
+        fs::write(mount.path().join("g/memory.events"), "low 0\noom 1\noom_kill 2\n").unwrap();
+        assert_eq!(Cgroup::below(mount.path(), Path::new("g")).oom_kills(), 2);
+    }
+}

@@ -1,0 +1,92 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Exit;
+
+/// Where a container is in its life.
+///
+/// ```text
+/// starting ──▶ running ──▶ exited
+///     └───────────────────────▲
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+pub enum ContainerState {
+    /// The supervisor is preparing the root file system, the runtime or the VM.
+    Starting,
+    /// The container's process runs.
+    Running {
+        /// Its process id on the host: the container's init, or the VMM.
+        pid: u32,
+    },
+    /// It is over. The record stays until the container is removed.
+    Exited(Exit),
+}
+
+impl ContainerState {
+    /// The word used in tables and filters.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running { .. } => "running",
+            Self::Exited(_) => "exited",
+        }
+    }
+
+    /// How it ended, if it did.
+    pub fn exit(&self) -> Option<&Exit> {
+        match self {
+            Self::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+}
+
+/// A step of a start, in the order in which they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The worker accepted the request.
+    Requested,
+    /// The supervisor's first instruction.
+    SupervisorStarted,
+    /// Root file system and writable layer are in place.
+    RootfsReady,
+    /// The engine process runs (microVMs).
+    EngineStarted,
+    /// The guest's PID 1 has dialled the host (microVMs).
+    GuestReady,
+    /// The runtime has prepared the container and not yet executed its process.
+    Created,
+    /// The container's process runs.
+    Running,
+    /// The container's process is gone.
+    Exited,
+    /// Everything the container held has been given back.
+    Cleaned,
+}
+
+impl Phase {
+    /// The word used in records and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::SupervisorStarted => "supervisor_started",
+            Self::RootfsReady => "rootfs_ready",
+            Self::EngineStarted => "engine_started",
+            Self::GuestReady => "guest_ready",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Exited => "exited",
+            Self::Cleaned => "cleaned",
+        }
+    }
+}
+
+/// When a phase was reached: what `inspect --timeline` draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseMark {
+    /// The step.
+    pub phase: Phase,
+    /// Microseconds since the Unix epoch, by the host's clock.
+    pub at_us: u64,
+}

@@ -1,0 +1,134 @@
+use beta9_types::ContainerId;
+use serde::{Deserialize, Serialize};
+
+use crate::ContainerSpec;
+
+/// What the host says on the control connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// The answer to `Hello`, before anything else.
+    Welcome {
+        /// The version the host speaks.
+        protocol: u16,
+        /// The sandbox this VM is: its containers are named in later messages.
+        sandbox: ContainerId,
+        /// The host's wall clock, nanoseconds since the Unix epoch; the guest sets its own by it.
+        unix_ns: u64,
+        /// Fresh randomness from the host for the guest's pool.
+        entropy: [u8; 32],
+    },
+    /// Prepare a container: mounts, root, cgroup, streams. Its process is not executed yet.
+    Create {
+        /// The container's identity in every later message.
+        container: ContainerId,
+        /// Where its root file system is.
+        root: RootDisk,
+        /// What to run, and how.
+        spec: Box<ContainerSpec>,
+    },
+    /// Execute the process of a created container.
+    Start {
+        /// Which one.
+        container: ContainerId,
+    },
+    /// Send a signal to the container's main process.
+    Signal {
+        /// Which container.
+        container: ContainerId,
+        /// The kernel's number for it.
+        signal: i32,
+        /// Every process of the container, not only its main one.
+        all: bool,
+    },
+    /// The report of an exit has been stored; the guest stops repeating it.
+    ExitAck {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Sync and restart the machine, which ends the VMM.
+    Shutdown,
+}
+
+/// What the guest says on the control connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromGuest {
+    /// The first message: the guest is up.
+    Hello {
+        /// The version the guest speaks.
+        protocol: u16,
+        /// `uname -r` inside.
+        kernel: String,
+    },
+    /// The container is prepared; `Start` will execute its process.
+    Created {
+        /// Which one.
+        container: ContainerId,
+    },
+    /// The container's process has been executed.
+    Started {
+        /// Which one.
+        container: ContainerId,
+    },
+    /// `Create` or `Start` failed. Everything of the container has been undone.
+    Failed {
+        /// Which one.
+        container: ContainerId,
+        /// Why, as an exit code tells it.
+        failure: StartFailure,
+        /// One sentence: what was tried and what went wrong.
+        message: String,
+    },
+    /// The container's process is gone. Repeated until `ExitAck`.
+    Exited {
+        /// Which one.
+        container: ContainerId,
+        /// How.
+        exit: GuestExit,
+    },
+}
+
+/// Why a container's process could not be executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFailure {
+    /// Preparing it failed: exit code 125.
+    Setup,
+    /// The file exists and cannot be executed: exit code 126.
+    CannotExecute,
+    /// The file does not exist: exit code 127.
+    NotFound,
+}
+
+/// The verdict on a container's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestExit {
+    /// Its exit code, when it ended by itself.
+    pub code: u8,
+    /// The signal that ended it; 0 for none.
+    pub signal: u8,
+    /// Whether the kernel killed a process of the container for memory (`memory.events`, `oom_kill`).
+    pub oom: bool,
+    /// Bytes that its stdout carried, all sent before `End`.
+    pub stdout_bytes: u64,
+    /// Bytes that its stderr carried.
+    pub stderr_bytes: u64,
+}
+
+/// Where a container's root file system is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootDisk {
+    /// The read-only image: the drive's index in the order in which the engine attached them, 0 = `vda`.
+    pub drive: u8,
+    /// Its file system: `erofs`, `squashfs` or `ext4`.
+    pub format: String,
+    /// Where changes go.
+    pub writable: WritableLayer,
+}
+
+/// Where a container's changes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WritableLayer {
+    /// An ext4 file system on this drive.
+    Drive(u8),
+    /// The guest's memory, at most this many bytes.
+    Memory(u64),
+}

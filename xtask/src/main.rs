@@ -1,0 +1,3 @@
+//! The project's own chores: `cargo xtask demo`, `test`, `nested`, `guest`.
+
+fn main() {}
