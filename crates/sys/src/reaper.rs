@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::{Child, Command};
+use std::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,19 @@ impl ChildExit {
     pub fn success(self) -> bool {
         self == Self::Code(0)
     }
+}
+
+/// A child that was started: its pid and the pipes that were asked for.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id; it stays valid until the exit callback runs.
+    pub pid: Pid,
+    /// Its stdin, if piped.
+    pub stdin: Option<ChildStdin>,
+    /// Its stdout, if piped.
+    pub stdout: Option<ChildStdout>,
+    /// Its stderr, if piped.
+    pub stderr: Option<ChildStderr>,
 }
 
 type OnExit = Box<dyn FnOnce(ChildExit) + Send>;
@@ -79,20 +92,26 @@ impl Reaper {
 
     /// Starts a child; `on_exit` is called once when it has ended.
     ///
-    /// The returned handle is for its pipes. Never wait on it: its status is the reaper's.
+    /// What comes back has its pipes and no way to wait: the status is the reaper's.
     pub fn spawn(
         &self,
         command: &mut Command,
         on_exit: impl FnOnce(ChildExit) + Send + 'static,
-    ) -> io::Result<Child> {
+    ) -> io::Result<Spawned> {
         let mut table = self.lock();
-        let child = command.spawn()?;
+        #[expect(clippy::zombie_processes, reason = "the reaper's thread collects it")]
+        let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         // An older child of the same number is long gone if the kernel could hand the number out again.
         table.unclaimed.retain(|(unclaimed, _)| *unclaimed != pid);
         table.waiting.insert(pid, Box::new(on_exit));
         self.shared.may_have_children.notify_all();
-        Ok(child)
+        Ok(Spawned {
+            pid,
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+        })
     }
 
     /// Asks for the exit of a child that this process inherited as a subreaper.
