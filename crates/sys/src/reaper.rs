@@ -99,7 +99,6 @@ impl Reaper {
         on_exit: impl FnOnce(ChildExit) + Send + 'static,
     ) -> io::Result<Spawned> {
         let mut table = self.lock();
-        #[expect(clippy::zombie_processes, reason = "the reaper's thread collects it")]
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
         // An older child of the same number is long gone if the kernel could hand the number out again.
