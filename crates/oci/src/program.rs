@@ -107,7 +107,9 @@ impl Program {
     async fn run(&self, reaper: &Reaper, mut command: Command, subcommand: &str) -> Result<ChildExit> {
         let (sender, exited) = oneshot::channel();
         let child = reaper
-            .spawn(&mut command, move |exit| drop(sender.send(exit)))
+            .spawn(&mut command, move |exit| {
+                let _ = sender.send(exit);
+            })
             .map_err(|e| Error::caused(ErrorKind::Unavailable, format!("run {}", self.bin.display()), e))?;
         // The container's streams must not stay open in this process.
         drop(command);

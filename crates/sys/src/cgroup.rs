@@ -57,7 +57,7 @@ impl Cgroup {
     /// Makes the group where it is missing.
     pub fn create(&self) -> Result<()> {
         for Hierarchy { controller, directory } in &self.directories {
-            fs::create_dir_all(directory).map_err(|e| Error::at("create cgroup", directory, e))?;
+            create_all(directory).map_err(|e| Error::at("create cgroup", directory, e))?;
             if controller.is_empty() {
                 delegate_v2(directory);
             }
@@ -143,6 +143,14 @@ impl Cgroup {
         }
     }
 
+    /// Removes the group if nothing is in it and nothing is below it.
+    pub fn remove_if_empty(&self) {
+        for hierarchy in &self.directories {
+            // Busy means that somebody needs it, which is an answer and no failure.
+            let _ = fs::remove_dir(&hierarchy.directory);
+        }
+    }
+
     /// Removes the group and what is below it. Missing is fine; processes inside are an error.
     pub fn remove(&self) -> Result<()> {
         for hierarchy in &self.directories {
@@ -154,6 +162,17 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Another container's end may remove the common parent between two of our steps; then they are taken again.
+fn create_all(directory: &Path) -> io::Result<()> {
+    for _ in 0..10 {
+        match fs::create_dir_all(directory) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    fs::create_dir_all(directory)
 }
 
 /// Makes the limits that we use available in `directory`, which its ancestors have to hand down (v2).

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod namespaces;
 pub mod reaper;
 
 mod error;
