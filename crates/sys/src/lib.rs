@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod command;
 pub mod reaper;
+pub mod signal;
 
 mod error;
 
