@@ -72,7 +72,7 @@ fn image(base: &Path, name: &str, program: &str, fill: fn(&Path) -> Result<()>) 
 }
 
 fn pack(tree: &Path, tar: &Path) -> Result<()> {
-    let options = ["--create", "--sort=name", "--mtime=@0", "--numeric-owner", "--xattrs", "--file"];
+    let options = ["--create", "--sort=name", "--mtime=@0", "--numeric-owner", "--file"];
     output(command("tar", options).arg(tar).arg("--directory").arg(tree).arg(".")).map(drop)
 }
 
