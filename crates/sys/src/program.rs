@@ -68,7 +68,7 @@ mod tests {
     fn a_child_gets_the_passed_descriptor_and_the_next_child_does_not() {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", "echo through >&$0"]);
+        command.args(["-c", "echo through >/proc/self/fd/$0"]);
         pass_descriptor(&mut command, OwnedFd::from(writer));
         assert!(command.status().unwrap().success());
         let mut other = Command::new("sh");
