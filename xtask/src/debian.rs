@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 use crate::process::{command, output, step};
 
@@ -70,19 +71,28 @@ pub(crate) fn resolve(meta_package: &str, prefix: &str) -> Result<String> {
 
 /// Fetches a package, checked by apt, and unpacks it into the new directory `into`.
 pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
-    let parent = into.parent().context("a package is unpacked into a directory of its own")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    let staging = tempfile::tempdir_in(parent)?;
-    // apt fetches as its own user where it can, who cannot write here: it says so and goes on as root.
+    let staging = staging_beside(into)?;
     let mut fetch = apt("download", &[package]);
     if output(fetch.current_dir(staging.path())).is_err() {
+        // The lists may name a version that the archive no longer has.
         output(&mut apt("update", &[]))?;
         output(&mut fetch)?;
     }
-    let archive = only_file(staging.path())?;
+    unpack_file(&only_file(staging.path())?, into)
+}
+
+/// Unpacks a package file into the new directory `into`.
+pub(crate) fn unpack_file(file: &Path, into: &Path) -> Result<()> {
+    let staging = staging_beside(into)?;
     let tree = staging.path().join("tree");
-    output(command("dpkg-deb", ["--extract"]).arg(&archive).arg(&tree))?;
-    fs::rename(&tree, into).with_context(|| format!("cannot move {package} to {}", into.display()))
+    output(command("dpkg-deb", ["--extract"]).arg(file).arg(&tree))?;
+    fs::rename(&tree, into).with_context(|| format!("cannot move a package's files to {}", into.display()))
+}
+
+fn staging_beside(directory: &Path) -> Result<TempDir> {
+    let parent = directory.parent().context("a package is unpacked into a directory of its own")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    tempfile::tempdir_in(parent).with_context(|| format!("cannot make a directory in {}", parent.display()))
 }
 
 fn only_file(directory: &Path) -> Result<PathBuf> {

@@ -36,6 +36,16 @@ pub(crate) fn cloud(project: &Project) -> Result<DebianKernel> {
     })
 }
 
+/// The kernel in a package file that somebody else made.
+pub(crate) fn from_package(project: &Project, package: &Path) -> Result<DebianKernel> {
+    let name = package.file_stem().with_context(|| format!("{} is no package", package.display()))?;
+    let tree = project.cache().join("given-kernel").join(name);
+    if !tree.exists() {
+        debian::unpack_file(package, &tree)?;
+    }
+    in_tree(&tree)
+}
+
 fn cached(base: &Path) -> Result<Option<DebianKernel>> {
     let Ok(entries) = fs::read_dir(base) else { return Ok(None) };
     let mut trees: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();

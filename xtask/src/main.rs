@@ -1,16 +1,20 @@
 //! The project's own chores, from a fresh Debian 12 machine to a tested build: `cargo xtask --help`.
 
+mod cpio;
 mod debian;
 mod debian_kernel;
+mod demo;
+mod guest;
 mod image;
+mod kernel_modules;
 mod nested;
 mod process;
 mod project;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::project::Project;
@@ -26,28 +30,27 @@ struct Arguments {
 enum Chore {
     /// Install what building, testing and showing the project needs on a Debian 12 machine (needs root).
     Setup,
+    /// Make the kernel and the initramfs that the microVM runtimes boot.
+    Guest(guest::Options),
+    /// Set the machine up and run the tests (needs root).
+    Test(test::Options),
+    /// Set the machine up and build what a demonstration needs (needs root).
+    Demo,
     /// Run a command in a nested machine with a KVM that boots real guests and with cgroup v2 alone (needs root).
     Nested(nested::Options),
 }
 
 fn main() -> ExitCode {
+    let project = Project::here();
     let outcome = match Arguments::parse().command {
-        Chore::Setup => set_up(),
-        Chore::Nested(options) => nested::run(&Project::here(), &options),
+        Chore::Setup => setup::show(&project),
+        Chore::Guest(options) => guest::run(&project, &options).map(|_| ExitCode::SUCCESS),
+        Chore::Test(options) => test::run(&project, &options),
+        Chore::Demo => demo::run(&project),
+        Chore::Nested(options) => nested::run(&project, &options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
-}
-
-fn set_up() -> Result<ExitCode> {
-    let ready = setup::run(&Project::here())?;
-    println!("tools     {}", ready.tools.display());
-    println!("debian    {}", ready.images.debian.tar.display());
-    println!("          {}", ready.images.debian.layout.display());
-    println!("busybox   {}", ready.images.busybox.tar.display());
-    println!("          {}", ready.images.busybox.layout.display());
-    println!("kernel    {}", ready.kernel.image.display());
-    Ok(ExitCode::SUCCESS)
 }

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use beta9_sys::signal::Signals;
+use beta9_sys::signalfd::SignalFd;
 use rustix::process::Signal;
 
 use crate::debian_kernel::{self, DebianKernel};
@@ -84,7 +84,7 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     setup::packages()?;
     let kernel = debian_kernel::cloud(project)?;
     // Before any thread exists: they all must leave these signals alone.
-    let signals = Signals::take(&[Signal::INT, Signal::TERM, Signal::HUP])?;
+    let signals = SignalFd::take(&[Signal::INT, Signal::TERM, Signal::HUP])?;
     let place = Place::new()?;
     write_initramfs(&place, project, &kernel, options)?;
 
@@ -124,9 +124,7 @@ fn write_initramfs(place: &Place, project: &Project, kernel: &DebianKernel, opti
         directory: &directory,
         keep: &needed_directories(project, &directory)?,
     };
-    let staging = place.path("initramfs.d");
-    std::fs::create_dir(&staging)?;
-    initramfs::write(&place.path("initramfs"), &staging, kernel, &job)
+    initramfs::write(&place.path("initramfs"), kernel, &job)
 }
 
 fn environment(project: &Project, asked: &[String]) -> Result<Vec<(String, String)>> {
@@ -188,7 +186,7 @@ fn read_report(listener: UnixListener, events: Sender<Event>) {
     });
 }
 
-fn watch(signals: Signals, events: Sender<Event>) {
+fn watch(signals: SignalFd, events: Sender<Event>) {
     spawn(move || {
         if let Ok(signal) = signals.wait() {
             let _ = events.send(Event::Interrupted(signal));

@@ -16,6 +16,11 @@ pub(crate) fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterat
     command
 }
 
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
 /// Runs `command` to its end and returns its stdout. A failure carries the tail of what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();

@@ -28,6 +28,11 @@ impl Project {
         self.root.join("target/cache")
     }
 
+    /// Where cargo builds.
+    pub(crate) fn cargo_target(&self) -> PathBuf {
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from)
+    }
+
     /// Where `cargo install` puts programs from crates.io.
     pub(crate) fn tools_root(&self) -> PathBuf {
         self.root.join("target/tools")

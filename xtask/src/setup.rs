@@ -5,13 +5,14 @@
 //! chroot without systemd, too.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::debian;
 use crate::debian_kernel::{self, DebianKernel};
 use crate::image::{self, Images};
-use crate::process::{command, output, step};
+use crate::process::{cargo, command, output, step};
 use crate::project::Project;
 
 /// Programs that the worker, the tests or the nested machine run, by the package they come in.
@@ -34,11 +35,11 @@ const PACKAGES: &[&str] = &[
     // Networks.
     "nftables",
     "iproute2",
-    // Kernels, their modules, initramfs.
+    // Kernels and their modules.
     "kmod",
     "lz4",
+    "xz-utils",
     "zstd",
-    "cpio",
     // What a machine of few packages may lack.
     "ca-certificates",
     "procps",
@@ -68,6 +69,23 @@ pub(crate) fn run(project: &Project) -> Result<Ready> {
     Ok(Ready { tools: tools(project)?, images: image::all(project)?, kernel: debian_kernel::cloud(project)? })
 }
 
+/// The same as a command: prints where things are.
+pub(crate) fn show(project: &Project) -> Result<ExitCode> {
+    let ready = run(project)?;
+    let Images { debian, busybox } = &ready.images;
+    for (name, path) in [
+        ("tools", &ready.tools),
+        ("debian", &debian.tar),
+        ("", &debian.layout),
+        ("busybox", &busybox.tar),
+        ("", &busybox.layout),
+        ("kernel", &ready.kernel.image),
+    ] {
+        println!("{name:8} {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// The packages alone.
 pub(crate) fn packages() -> Result<()> {
     debian::require_root_on_debian()?;
@@ -79,8 +97,8 @@ fn tools(project: &Project) -> Result<PathBuf> {
     let (name, version) = VHOST_DEVICE_VSOCK;
     if !programs.join(name).exists() {
         step(&format!("build {name} {version}"), || {
-            let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-            let mut install = command(&cargo, ["install", name, "--version", version, "--locked", "--root"]);
+            let mut install =
+                command(&cargo(), ["install", name, "--version", version, "--locked", "--root"]);
             // A target directory that was set for this project is not for other projects' builds.
             output(install.arg(project.tools_root()).env_remove("CARGO_TARGET_DIR")).map(drop)
         })?;

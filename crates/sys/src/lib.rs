@@ -7,8 +7,12 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod machine;
+pub mod program;
 pub mod reaper;
-pub mod signal;
+pub mod signalfd;
+pub mod signals;
+pub mod vsock;
 
 mod error;
 

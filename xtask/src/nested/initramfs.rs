@@ -1,15 +1,14 @@
 //! The initramfs of the nested machine: busybox, the modules its root needs, two scripts and the job.
 
 use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cpio::Archive;
 use crate::debian_kernel::DebianKernel;
-use crate::process::command;
 
 /// Modules without which the root cannot be mounted or the job's output not be carried out.
 const EARLY_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_console", "virtiofs", "overlay"];
@@ -25,37 +24,49 @@ pub(super) struct Job<'a> {
     pub(super) keep: &'a [PathBuf],
 }
 
-/// Writes the initramfs to `file`, with `staging` as an empty directory to work in.
-pub(super) fn write(file: &Path, staging: &Path, kernel: &DebianKernel, job: &Job<'_>) -> Result<()> {
-    for directory in ["bin", "dev", "host", "modules", "newroot", "proc", "scratch"] {
-        fs::DirBuilder::new().mode(0o755).create(staging.join(directory))?;
-    }
-    fs::copy("/bin/busybox", staging.join("bin/busybox"))
-        .context("cannot copy /bin/busybox; package busybox-static has it")?;
-    modules(&staging.join("modules"), kernel)?;
-    fs::write(staging.join("init"), include_str!("init.sh"))?;
-    fs::set_permissions(staging.join("init"), fs::Permissions::from_mode(0o755))?;
-    fs::write(staging.join("job"), include_str!("job.sh"))?;
-    fs::write(staging.join("command"), script(job)?)?;
-    fs::write(staging.join("keep"), lines(job.keep)?)?;
-    archive(file, staging)
+/// Writes the initramfs to `file`.
+pub(super) fn write(file: &Path, kernel: &DebianKernel, job: &Job<'_>) -> Result<()> {
+    let busybox =
+        fs::read("/bin/busybox").context("cannot read /bin/busybox; package busybox-static has it")?;
+    let modules = modules(kernel)?;
+    let order: Vec<_> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    let order = order.join("\n") + "\n";
+    let (script, keep) = (script(job)?, lines(job.keep)?);
+    let directory = lines(std::slice::from_ref(&kernel.modules))?;
+    let pack = || -> io::Result<()> {
+        let mut archive = Archive::new(BufWriter::new(File::create(file)?));
+        for directory in ["bin", "dev", "host", "modules", "newroot", "proc", "scratch"] {
+            archive.directory(directory)?;
+        }
+        archive.character_device("dev/console", 5, 1)?;
+        archive.file("bin/busybox", 0o755, &busybox)?;
+        archive.file("init", 0o755, include_bytes!("init.sh"))?;
+        archive.file("job", 0o644, include_bytes!("job.sh"))?;
+        archive.file("command", 0o644, &script)?;
+        archive.file("keep", 0o644, &keep)?;
+        for (name, body) in &modules {
+            archive.file(&format!("modules/{name}"), 0o644, body)?;
+        }
+        archive.file("modules/order", 0o644, order.as_bytes())?;
+        archive.file("modules/directory", 0o644, &directory)?;
+        archive.finish()?.flush()
+    };
+    pack().with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn modules(directory: &Path, kernel: &DebianKernel) -> Result<()> {
-    let mut order: Vec<String> = Vec::new();
+/// The early modules and what they need, as names and contents in the order to load them in.
+fn modules(kernel: &DebianKernel) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut modules: Vec<(String, Vec<u8>)> = Vec::new();
     for module in EARLY_MODULES {
         for path in kernel.load_order(module)? {
             let name = path.file_name().context("a module has a file name")?.to_string_lossy().into_owned();
-            if !order.contains(&name) {
-                fs::copy(&path, directory.join(&name))
-                    .with_context(|| format!("cannot copy {}", path.display()))?;
-                order.push(name);
+            if !modules.iter().any(|(known, _)| *known == name) {
+                let body = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                modules.push((name, body));
             }
         }
     }
-    fs::write(directory.join("order"), order.join("\n") + "\n")?;
-    fs::write(directory.join("directory"), lines(std::slice::from_ref(&kernel.modules))?)?;
-    Ok(())
+    Ok(modules)
 }
 
 fn lines(paths: &[PathBuf]) -> Result<Vec<u8>> {
@@ -97,26 +108,10 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-fn archive(file: &Path, tree: &Path) -> Result<()> {
-    let archive = File::create(file).with_context(|| format!("cannot make {}", file.display()))?;
-    let mut find = command("find", [".", "-print0"]).current_dir(tree).stdout(Stdio::piped()).spawn()?;
-    let names = find.stdout.take().context("find has a pipe")?;
-    let status = command("cpio", ["--create", "--null", "--format=newc", "--quiet", "--owner=0:0"])
-        .current_dir(tree)
-        .stdin(names)
-        .stdout(archive)
-        .status()
-        .context("cannot run cpio; package cpio has it")?;
-    if !find.wait()?.success() || !status.success() {
-        bail!("cannot pack {}: cpio ended with {status}", tree.display());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::output;
+    use crate::process::{command, output};
 
     #[test]
     fn the_job_survives_a_shell() {

@@ -15,11 +15,11 @@ use crate::{Error, Result};
 /// They are blocked in the thread that made this and in every thread it starts afterwards, so make it before
 /// any other thread exists. Programs that are started through [`std::process::Command`] have none blocked.
 #[derive(Debug)]
-pub struct Signals {
+pub struct SignalFd {
     file: File,
 }
 
-impl Signals {
+impl SignalFd {
     /// Takes `signals` over.
     pub fn take(signals: &[Signal]) -> Result<Self> {
         let set = set_of(signals);
@@ -50,7 +50,7 @@ impl Signals {
     }
 }
 
-impl AsFd for Signals {
+impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_taken_signal_is_read_instead_of_killing() {
-        let signals = Signals::take(&[Signal::USR1]).unwrap();
+        let signals = SignalFd::take(&[Signal::USR1]).unwrap();
         // Sent to this thread alone: the other tests' threads have not blocked it.
         // SAFETY: `pthread_self` names the calling thread, which is alive.
         let this = unsafe { libc::pthread_self() };
