@@ -8,7 +8,12 @@
 pub mod cgroup;
 pub mod command;
 pub mod namespaces;
+pub mod machine;
+pub mod program;
 pub mod reaper;
+pub mod signalfd;
+pub mod signals;
+pub mod vsock;
 
 mod error;
 
