@@ -1,7 +1,7 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use beta9_sys::reaper::Reaper;
 use beta9_types::{Digest, ImageReference};
@@ -85,7 +85,7 @@ impl Store {
             reference: imported.reference,
             manifest: imported.manifest,
             manifest_size: imported.manifest_size,
-            imported: SystemTime::now(),
+            imported: index::now(),
         };
         index::set(&self.layout, record.clone())?;
         let image = self.load(&record)?;

@@ -181,3 +181,6 @@ fn set_metadata_unopened(place: &Place, kind: FileType, metadata: &Metadata) -> 
     rustix::fs::utimensat(parent, name, &times(metadata.modified), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(cannot("set the time of"))
 }
+
+#[cfg(test)]
+mod tests;
