@@ -1,5 +1,7 @@
 //! Block images hold what the tree holds, file by file, as a kernel sees it.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 mod common;
 
 use std::fs;
@@ -88,22 +90,6 @@ fn squashfs_holds_the_tree() {
 #[test]
 fn ext4_holds_the_tree() {
     holds_the_tree(BlockFormat::Ext4);
-}
-
-#[test]
-fn equal_images_make_equal_block_images() {
-    if !installed("mkfs.erofs") {
-        return;
-    }
-    let (one, other) = (imported(), imported());
-    let read = |(_, _, store, image): &(TempDir, PathBuf, Store, beta9_image::Image)| {
-        fs::read(store.clone().with_formats(&[BlockFormat::Erofs]).block(image).unwrap().path).unwrap()
-    };
-    if one.3.digest != other.3.digest {
-        println!("skipped: tar packed two equal directories differently");
-        return;
-    }
-    assert!(read(&one) == read(&other));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Trees and block images are made once, whoever asks and whoever dies.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 mod common;
 
 use std::fs::{self, File};
