@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use beta9_image::{Error, ErrorKind, Image, Step, Store};
+use beta9_image::{Error, ErrorKind, Image, Limits, Step, Store};
 use beta9_types::ImageReference;
 use common::{assert_same, installed, pack, root_fs, run, snapshot};
 use tempfile::TempDir;
@@ -394,6 +394,18 @@ fn damaged_images_stay_out() {
     assert_eq!(fs::read_dir(store.directory().join("tmp")).unwrap().count(), 0);
     write_archive(&path, &good);
     import(&store, &path);
+}
+
+#[test]
+fn a_bomb_is_stopped_at_the_limit() {
+    let place = Place::new();
+    let bomb = place.path("bomb.tar.zst");
+    let bytes = layer("zeros", &"\0".repeat(8 << 20));
+    fs::write(&bomb, zstd::encode_all(bytes.as_slice(), 1).unwrap()).unwrap();
+    let store = place.store().with_limits(Limits { bytes: 1 << 20, ..Limits::default() });
+    let error = refused(&store, &bomb, None);
+    assert_eq!(error.kind(), ErrorKind::Limit, "{}", error.chain());
+    assert_eq!(fs::read_dir(store.directory().join("tmp")).unwrap().count(), 0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
 use beta9_image::{ErrorKind, Image, Limits, Step, Store};
-use common::{assert_same, pack, root_fs};
+use common::{assert_same, installed, pack, root_fs};
 
 /// The test's own name, for the process that it starts and kills.
 const KILLED: &str = "a_killed_builder_leaves_nothing_half_made";
@@ -113,6 +113,36 @@ fn a_killed_builder_leaves_nothing_half_made() {
     let reopened = Store::open(&root).unwrap();
     assert_eq!(count(&unfinished), 0);
     assert_same(&reopened.tree(&image).unwrap(), &directory.path().join("rootfs"));
+}
+
+#[test]
+fn without_the_capability_a_device_is_named_in_the_error() {
+    const NAME: &str = "without_the_capability_a_device_is_named_in_the_error";
+    if let Some(root) = std::env::var_os(VICTIM) {
+        let store = Store::open(Path::new(&root)).unwrap();
+        let error = store.tree(&store.list().unwrap()[0]).unwrap_err();
+        println!("refused: {}", error.chain());
+        return;
+    }
+    if !installed("setpriv") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = imported(directory.path());
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-mknod"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env(VICTIM, directory.path().join("store"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = said.lines().find(|line| line.starts_with("refused: ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.contains("entry \"dev/") && line.contains("needs root with its usual capabilities"),
+        "{line}"
+    );
+    assert_eq!(count(&store.directory().join("trees")), 0);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 
+use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
@@ -514,6 +515,80 @@ fn an_absolute_path_is_one_in_the_image() {
     let tree = Tree::new();
     tree.apply(vec![layer().file("/etc/passwd", "mine").file("//x", "y")]).unwrap();
     assert_eq!((tree.read("etc/passwd"), tree.read("x")), ("mine".into(), "y".into()));
+}
+
+/// Anything at all, out of names and links that lead everywhere.
+#[derive(Debug, Clone)]
+enum Any {
+    File(String),
+    Directory(String),
+    Symlink(String, String),
+    HardLink(String, String),
+}
+
+fn any_layers() -> impl Strategy<Value = Vec<Vec<Any>>> {
+    let part = prop::sample::select(vec![
+        "a",
+        "b",
+        "c",
+        "..",
+        ".",
+        "canary",
+        "",
+        ".wh.a",
+        ".wh..wh..opq",
+        "root",
+        ".wh...",
+    ]);
+    let path = prop::collection::vec(part, 1..5).prop_map(|parts| parts.join("/"));
+    let target = prop_oneof![
+        path.clone(),
+        prop::sample::select(vec![
+            "/",
+            "..",
+            "../..",
+            "../canary",
+            "/proc/self/root",
+            "/proc/self/cwd",
+            "a",
+            "/a/b",
+            "."
+        ])
+        .prop_map(str::to_owned),
+    ];
+    let entry = prop_oneof![
+        path.clone().prop_map(Any::File),
+        path.clone().prop_map(Any::Directory),
+        (path.clone(), target.clone()).prop_map(|(path, target)| Any::Symlink(path, target)),
+        (path, target).prop_map(|(path, target)| Any::HardLink(path, target)),
+    ];
+    prop::collection::vec(prop::collection::vec(entry, 1..12), 1..4)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Entries that are refused are left out one by one, so that the rest of a hostile image is tried, too.
+    #[test]
+    fn no_image_touches_anything_outside(layers in any_layers()) {
+        let tree = Tree::new();
+        let mut applier = Applier::new(&tree.path(""), tree.limits).unwrap();
+        for entries in layers {
+            for entry in entries {
+                let layer = match &entry {
+                    Any::File(path) => layer().file(path, "dead"),
+                    Any::Directory(path) => layer().directory(path),
+                    Any::Symlink(path, target) => layer().symlink(path, target),
+                    Any::HardLink(path, target) => layer().hard_link(path, target),
+                };
+                // Whatever the answer is, it is an answer.
+                let _ = applier.layer(layer.bytes().as_slice());
+            }
+        }
+        applier.finish().unwrap();
+        tree.assert_outside_untouched();
+        prop_assert!(!tree.exists(".wh.a"));
+    }
 }
 
 #[test]
