@@ -37,6 +37,8 @@ pub(crate) struct StoredLayer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blobs<'a> {
     pub(crate) layout: &'a Layout,
+    /// The most that a layer may decompress to.
+    pub(crate) max_layer: u64,
 }
 
 impl Blobs<'_> {
@@ -79,12 +81,24 @@ impl Blobs<'_> {
         let diff_id = match compression {
             // What is stored is what is hashed.
             Compression::Plain => None,
-            _ => Some(digest_of(decompressed(&mut tee).map_err(broken)?).map_err(broken)?),
+            _ => Some(self.digest_of(decompressed(&mut tee).map_err(broken)?).map_err(broken)?),
         };
         // Whatever follows the compressed stream belongs to the blob too.
         io::copy(&mut tee, &mut io::sink()).map_err(broken)?;
         let (digest, size) = writer.finish(expected)?;
         Ok(StoredLayer { diff_id: diff_id.unwrap_or_else(|| digest.clone()), digest, size, compression })
+    }
+
+    /// The digest of a decompressed layer, which may be a bomb.
+    fn digest_of(&self, reader: impl Read) -> io::Result<Digest> {
+        let mut reader = Digesting::new(reader.take(self.max_layer));
+        let mut buffer = vec![0; BUFFER];
+        while reader.read(&mut buffer)? > 0 {}
+        if reader.reader.limit() == 0 {
+            let message = format!("layer decompresses to more than {} bytes", self.max_layer);
+            return Err(io::Error::other(Error::new(ErrorKind::Limit, message)));
+        }
+        Ok(reader.finish())
     }
 
     fn writer(&self) -> Result<BlobWriter<'_>> {
@@ -111,8 +125,7 @@ impl BlobWriter<'_> {
     /// Checks what was written and gives it its name.
     fn finish(self, expected: &Expected) -> Result<(Digest, u64)> {
         let digest = Digest::from_sha256(self.hash.finalize().into());
-        if expected.size.is_some_and(|size| size != self.size) {
-            let size = expected.size.unwrap_or_default();
+        if let Some(size) = expected.size.filter(|size| *size != self.size) {
             let message = format!("blob {digest} has {} bytes where {size} were announced", self.size);
             return Err(Error::new(ErrorKind::Mismatch, message));
         }
@@ -150,10 +163,10 @@ struct Tee<'w, 'a, R> {
 impl<R: Read> Read for Tee<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read(buffer)?;
-        let path = self.writer.path().to_owned();
-        let stored = self.writer.write_all(&buffer[..count]);
-        stored.map_err(|e| io::Error::other(Error::io("write", &path, e)))?;
-        Ok(count)
+        match self.writer.write_all(&buffer[..count]) {
+            Ok(()) => Ok(count),
+            Err(error) => Err(io::Error::other(Error::io("write", self.writer.path(), error))),
+        }
     }
 }
 
@@ -179,13 +192,6 @@ impl<R: Read> Read for Digesting<R> {
         self.hash.update(&buffer[..count]);
         Ok(count)
     }
-}
-
-fn digest_of(reader: impl Read) -> io::Result<Digest> {
-    let mut reader = Digesting::new(reader);
-    let mut buffer = vec![0; BUFFER];
-    while reader.read(&mut buffer)? > 0 {}
-    Ok(reader.finish())
 }
 
 /// Reads a document whole, within the cap. `path` is where it comes from, for messages.

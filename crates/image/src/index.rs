@@ -27,6 +27,12 @@ pub(crate) struct Record {
     pub(crate) imported: SystemTime,
 }
 
+/// The time as the index keeps it.
+pub(crate) fn now() -> SystemTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
 /// Every name, in alphabetical order.
 pub(crate) fn read(layout: &Layout) -> Result<Vec<Record>> {
     let path = layout.index();

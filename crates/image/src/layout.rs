@@ -146,6 +146,15 @@ impl Temporary {
 }
 
 impl Temporary {
+    /// Brings a finished tree to the disk and moves it to its place.
+    ///
+    /// Every file of it is written first, so a tree that is in its place after a power cut is whole.
+    pub(crate) fn publish_tree(self, place: &Path) -> Result<()> {
+        let synced = File::open(&self.path).and_then(|tree| Ok(rustix::fs::syncfs(tree)?));
+        synced.map_err(|e| Error::io("write", &self.path, e))?;
+        self.publish(place)
+    }
+
     /// Moves a finished, read-only file out of this directory to its place.
     pub(crate) fn publish_file(self, file: &Path, place: &Path) -> Result<()> {
         let sealed = fs::set_permissions(file, Permissions::from_mode(0o444));

@@ -72,6 +72,8 @@ fn template(layout: &Layout, size: u64, reaper: Option<&Reaper>) -> Result<File>
     file.set_len(size).map_err(at)?;
     let mut command = Command::new(program);
     command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-U", UUID]);
+    // Room to grow would be megabytes of zeros to copy.
+    command.args(["-O", "^resize_inode"]);
     command.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"]);
     command.arg(argument(temporary.path()));
     tool::run(&mut command, reaper)?;

@@ -1,7 +1,7 @@
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use beta9_sys::reaper::Reaper;
 use beta9_types::{Digest, ImageReference};
@@ -79,13 +79,13 @@ impl Store {
     /// images is searched for the name.
     pub fn import(&self, path: &Path, reference: Option<&ImageReference>) -> Result<Image> {
         let started = Instant::now();
-        let target = Target { layout: &self.layout, progress: &*self.progress };
+        let target = Target { layout: &self.layout, limits: self.limits, progress: &*self.progress };
         let imported = source::import(&target, path, reference)?;
         let record = Record {
             reference: imported.reference,
             manifest: imported.manifest,
             manifest_size: imported.manifest_size,
-            imported: SystemTime::now(),
+            imported: index::now(),
         };
         index::set(&self.layout, record.clone())?;
         let image = self.load(&record)?;
@@ -163,7 +163,7 @@ impl Store {
             })?;
         }
         applier.finish()?;
-        temporary.publish(&place)?;
+        temporary.publish_tree(&place)?;
         let elapsed_ms = started.elapsed().as_millis();
         tracing::info!(image = %image.reference, digest = %image.digest, elapsed_ms, "image unpacked");
         Ok(place)
@@ -230,7 +230,7 @@ impl Store {
     }
 
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: &self.layout }
+        Blobs { layout: &self.layout, max_layer: self.limits.bytes }
     }
 
     fn load(&self, record: &Record) -> Result<Image> {

@@ -1,12 +1,18 @@
-//! Watches the header bytes that the tar parser reads.
+//! Stands between a layer and the tar parser, watches the header bytes and repairs what archivers get away with.
 //!
 //! The parser reads extended headers into memory whole, however long they claim to be, and it splits pax records
 //! at newlines, which binary attribute values contain. So the bytes that it reads while it looks for the next
 //! entry are counted against a cap, and kept, and the pax records in them are read again by their lengths.
+//!
+//! Archives in the wild leave numeric fields blank, give sizes to links, and end without padding. Go's reader, which
+//! decides what an image may look like, takes all of that; the parser does not, so it is shown what was meant.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::rc::Rc;
+
+use tar::EntryType;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -21,6 +27,8 @@ struct State {
     header: Vec<u8>,
     /// Data of the entry before that was not read: the parser skips it first.
     skip: u64,
+    /// Where the next header block starts, if that is known.
+    header_at: Option<u64>,
     /// Bytes read in all, which the parser's position follows.
     position: u64,
 }
@@ -62,7 +70,19 @@ impl<R: Read> Read for Tap<R> {
                 return Err(io::Error::other(Error::new(ErrorKind::Limit, message)));
             }
         }
-        let count = self.reader.read(&mut buffer[..wanted])?;
+        let is_header = state.recording && state.header_at == Some(state.position) && wanted >= BLOCK;
+        let count = if is_header {
+            let count = read_block(&mut self.reader, &mut buffer[..BLOCK])?;
+            if count == BLOCK {
+                repair(&mut buffer[..BLOCK]);
+                state.header_at = after(&buffer[..BLOCK], state.position);
+            }
+            count
+        } else {
+            self.reader.read(&mut buffer[..wanted])?
+        };
+        let count =
+            if count == 0 && state.recording { pad(state.position, &mut buffer[..wanted]) } else { count };
         state.position += count as u64;
         if state.recording {
             state.header.extend_from_slice(&buffer[..count]);
@@ -87,6 +107,8 @@ impl Headers {
         let mut state = self.state.borrow_mut();
         state.recording = true;
         state.skip = unread;
+        state.header_at =
+            state.position.checked_add(unread).and_then(|end| end.checked_next_multiple_of(BLOCK as u64));
         state.header.clear();
     }
 
@@ -105,7 +127,7 @@ impl Headers {
         while let Some((block, after)) = rest.split_at_checked(BLOCK) {
             let header = tar::Header::from_byte_slice(block);
             let kind = header.entry_type();
-            if !(kind.is_pax_local_extensions() || kind.is_gnu_longname() || kind.is_gnu_longlink()) {
+            if !is_extension(kind) {
                 break;
             }
             let broken = |e| Error::stream(ErrorKind::Invalid, "layer has a broken extended header", e);
@@ -118,6 +140,86 @@ impl Headers {
         }
         Ok(Vec::new())
     }
+}
+
+/// A header that describes the entry after it.
+fn is_extension(kind: EntryType) -> bool {
+    kind.is_pax_local_extensions() || kind.is_gnu_longname() || kind.is_gnu_longlink()
+}
+
+/// Reads a whole block, or what is left of the archive.
+fn read_block(reader: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < block.len() {
+        match reader.read(&mut block[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// Where the header after this one is, if this one only describes it.
+fn after(block: &[u8], position: u64) -> Option<u64> {
+    let header = tar::Header::from_byte_slice(block);
+    if !is_extension(header.entry_type()) {
+        return None;
+    }
+    let size = header.entry_size().ok()?.checked_next_multiple_of(BLOCK as u64)?;
+    position.checked_add(BLOCK as u64)?.checked_add(size)
+}
+
+/// The padding of the last entry, where an archive ends without.
+fn pad(position: u64, buffer: &mut [u8]) -> usize {
+    let missing = (position.next_multiple_of(BLOCK as u64) - position) as usize;
+    let count = missing.min(buffer.len());
+    buffer[..count].fill(0);
+    count
+}
+
+/// Fills blank numbers with zeros, and takes the size away from what has no data (links, devices, directories, pipes).
+/// A header whose checksum is wrong is left as it is, and refused by the parser.
+fn repair(block: &mut [u8]) {
+    let mut header = tar::Header::from_byte_slice(block).clone();
+    let blank = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
+    let mut changed = false;
+    if blank(&block[..BLOCK]) || header.cksum().ok() != Some(checksum(block)) {
+        return;
+    }
+    let size = &mut header.as_old_mut().size;
+    if matches!(block[TYPE], b'1'..=b'6') && !size.iter().all(|byte| matches!(byte, 0 | b' ' | b'0')) {
+        size.copy_from_slice(b"00000000000\0");
+        changed = true;
+    }
+    let ustar = block[MAGIC].starts_with(b"ustar");
+    let fields = NUMBERS.into_iter().chain(DEVICE_NUMBERS.into_iter().filter(|_| ustar));
+    for field in fields {
+        let bytes = &mut header.as_mut_bytes()[field];
+        if blank(bytes) {
+            let digits = bytes.len() - 1;
+            bytes[..digits].fill(b'0');
+            bytes[digits] = 0;
+            changed = true;
+        }
+    }
+    if changed {
+        header.set_cksum();
+        block.copy_from_slice(header.as_bytes());
+    }
+}
+
+/// Places of fields in a header (POSIX, ustar interchange format).
+const TYPE: usize = 156;
+const CHECKSUM: Range<usize> = 148..156;
+const MAGIC: Range<usize> = 257..263;
+/// Mode, owner, group, size, time.
+const NUMBERS: [Range<usize>; 5] = [100..108, 108..116, 116..124, 124..136, 136..148];
+const DEVICE_NUMBERS: [Range<usize>; 2] = [329..337, 337..345];
+
+/// The sum of all bytes, those of the checksum taken as spaces.
+fn checksum(block: &[u8]) -> u32 {
+    let others = block[..CHECKSUM.start].iter().chain(&block[CHECKSUM.end..]);
+    others.map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ')
 }
 
 /// One pax record: `length key=value\n`, where the length counts everything.

@@ -1,7 +1,7 @@
 //! Programs that make file systems: found, run with a deadline, and quoted when they fail.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -117,18 +117,18 @@ fn run_alone(command: &mut Command) -> std::io::Result<Option<ChildExit>> {
 
 /// What the tool said last, as the end of a message.
 fn tail(errors: &mut File) -> String {
-    let read = || -> std::io::Result<String> {
-        let length = errors.seek(SeekFrom::End(0))?;
-        errors.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(errors, &mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', "; "))
-    };
-    let mut read = read;
-    match read() {
+    match last_words(errors) {
         Ok(text) if !text.is_empty() => format!(", saying: {text}"),
         _ => String::new(),
     }
+}
+
+fn last_words(errors: &mut File) -> std::io::Result<String> {
+    let length = errors.seek(SeekFrom::End(0))?;
+    errors.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
+    let mut bytes = Vec::new();
+    errors.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', "; "))
 }
 
 /// The program's name for messages about a missing one.

@@ -9,18 +9,15 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::content::{Content, missing};
-use super::open;
+use super::{Target, open};
 use crate::blobs::parse_document;
 use crate::compression::{Compression, decompressed};
-use crate::layout::{Layout, Temporary};
+use crate::layout::Temporary;
 use crate::tap::{Headers, Tap, value};
 use crate::{Error, ErrorKind, Result};
 
 /// Most files of an image archive. More are a root file system's.
 const MAX_MEMBERS: usize = 20_000;
-
-/// Largest image archive that is decompressed to disk.
-const MAX_ARCHIVE: u64 = 256 << 30;
 
 /// Directories at the top of a root file system: an image archive has none of these names, so the first one decides.
 const ROOT_FS: [&str; 21] = [
@@ -54,7 +51,7 @@ enum Member {
 }
 
 /// Finds out what the tar at `path` is.
-pub(super) fn scan(layout: &Layout, path: &Path) -> Result<Scan> {
+pub(super) fn scan(target: &Target<'_>, path: &Path) -> Result<Scan> {
     let mut reader = open(path)?;
     let compression = Compression::detect(&mut reader).map_err(|e| not_a_tar(path, e))?;
     if compression == Compression::Plain {
@@ -68,11 +65,11 @@ pub(super) fn scan(layout: &Layout, path: &Path) -> Result<Scan> {
     if collect(entries, &headers, path)?.is_none_or(|members| !is_image(&members)) {
         return Ok(Scan::RootFs);
     }
-    let (temporary, mut copy) = layout.temporary_file()?;
-    let mut stream = decompressed(open(path)?).map_err(|e| not_a_tar(path, e))?.take(MAX_ARCHIVE);
+    let (temporary, mut copy) = target.layout.temporary_file()?;
+    let mut stream = decompressed(open(path)?).map_err(|e| not_a_tar(path, e))?.take(target.limits.bytes);
     io::copy(&mut stream, &mut copy).map_err(|e| Error::io("decompress", path, e))?;
     if stream.limit() == 0 {
-        let message = format!("{} decompresses to more than {MAX_ARCHIVE} bytes", path.display());
+        let message = format!("{} decompresses to more than {} bytes", path.display(), target.limits.bytes);
         return Err(Error::new(ErrorKind::Limit, message));
     }
     scan_plain(path, copy, Some(temporary))

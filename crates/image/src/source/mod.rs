@@ -20,6 +20,7 @@ use std::path::Path;
 
 use beta9_types::{Digest, ImageReference};
 
+use crate::apply::Limits;
 use crate::blobs::Blobs;
 use crate::layout::Layout;
 use crate::progress::Progress;
@@ -28,15 +29,16 @@ use content::{Content, Directory};
 use members::{Members, Scan};
 pub(crate) use oci::diff_ids;
 
-/// Where an import goes: the store's blobs, and who watches.
+/// Where an import goes: the store's blobs, what they may hold, and who watches.
 pub(crate) struct Target<'a> {
     pub(crate) layout: &'a Layout,
+    pub(crate) limits: Limits,
     pub(crate) progress: &'a dyn Progress,
 }
 
 impl Target<'_> {
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: self.layout }
+        Blobs { layout: self.layout, max_layer: self.limits.bytes }
     }
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn import(target: &Target<'_>, path: &Path, wanted: Option<&ImageRefe
         let message = format!("cannot import {}: it is neither a file nor a directory", path.display());
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
-    match members::scan(target.layout, path)? {
+    match members::scan(target, path)? {
         Scan::RootFs => rootfs::import(target, path, wanted),
         Scan::Image(members) => import_members(target, &members, path, wanted),
     }
