@@ -17,6 +17,15 @@ use crate::container::{self, OomRule};
 use crate::program::{Files, Program};
 use crate::runc;
 
+/// What `gvisor` can do.
+pub const GVISOR_CAPABILITIES: Capabilities = Capabilities {
+    checkpoint_restore: false,
+    gpu: false,
+    oom_events: true,
+    join_existing_netns: true,
+    cdi: false,
+};
+
 /// The `gvisor` runtime.
 pub struct Gvisor {
     program: Program,
@@ -70,7 +79,7 @@ impl Runtime for Gvisor {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { oom_events: true, join_existing_netns: true, ..Capabilities::default() }
+        GVISOR_CAPABILITIES
     }
 
     fn rootfs_form(&self) -> RootfsForm {

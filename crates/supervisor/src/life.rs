@@ -85,7 +85,12 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     let HostStdio { stdin, stdout, stderr } = host_stdio;
 
     stop_on_terminate(commands.clone())?;
-    let server = Arc::new(Server { commands, updates: watcher, stdin: Mutex::new(stdin), end_was_seen: Notify::new() });
+    let server = Arc::new(Server {
+        commands,
+        updates: watcher,
+        stdin: Mutex::new(stdin),
+        end_was_seen: Notify::new(),
+    });
     let (open, closing) = oneshot::channel();
     let serving = tokio::spawn(Arc::clone(&server).run(listen(&directory)?, closing));
     announce_ready();
@@ -96,7 +101,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
 
     let cgroup = cgroup(&record.id);
     let runtime = runtimes::build(record.runtime, &record.settings, reaper);
-    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime };
+    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
     life.run(container_stdio, pumps, log).await;
     if life.record.request.auto_remove {
         // Whoever ran the container may not have attached yet when it was quick.
@@ -146,6 +151,7 @@ struct Life {
     inbox: mpsc::Receiver<Command>,
     cgroup: Cgroup,
     runtime: Box<dyn Runtime>,
+    reaper: Reaper,
 }
 
 impl Life {
@@ -171,8 +177,15 @@ impl Life {
 
     /// Creates and starts the container, unless somebody stops it first.
     async fn start(&mut self, stdio: ContainerStdio) -> std::result::Result<Box<dyn Container>, Exit> {
-        let starting =
-            start(&self.directory, &self.record, &self.marks, &self.cgroup, self.runtime.as_ref(), stdio);
+        let starting = start(
+            &self.directory,
+            &self.record,
+            &self.marks,
+            &self.cgroup,
+            self.runtime.as_ref(),
+            &self.reaper,
+            stdio,
+        );
         tokio::pin!(starting);
         let started = loop {
             tokio::select! {
@@ -298,6 +311,7 @@ async fn start(
     marks: &Marks,
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
+    reaper: &Reaper,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
     let ours = |message: String| Exit::start_failed(Exit::OUR_FAILURE, message);
@@ -307,8 +321,8 @@ async fn start(
         .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
-    let (place, source) = (directory.clone(), record.rootfs.clone());
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source))
+    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
+    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
         .await
         .map_err(|e| ours(format!("prepare the root file system: {e}")))?
         .map_err(failed)?;
@@ -348,8 +362,8 @@ async fn next_command(inbox: &mut mpsc::Receiver<Command>) -> Command {
 
 /// Being told to end means to stop the container first.
 fn stop_on_terminate(commands: mpsc::Sender<Command>) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|e| Error::caused(ErrorKind::File, "receive SIGTERM", e))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| Error::caused(ErrorKind::File, "receive SIGTERM", e))?;
     tokio::spawn(async move {
         while terminate.recv().await.is_some() {
             let _ = commands.send(Command::Stop { grace: OWN_GRACE }).await;

@@ -4,7 +4,9 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 
+use beta9_image::Store;
 use beta9_runtime::{Error, ErrorKind, Result, Rootfs};
+use beta9_sys::reaper::Reaper;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::directory::ContainerDirectory;
@@ -14,7 +16,11 @@ use crate::record::RootfsSource;
 const SCRATCH_BYTES: u64 = 8 << 30;
 
 /// Puts the root file system in place. Blocks.
-pub(crate) fn prepare(directory: &ContainerDirectory, source: &RootfsSource) -> Result<Rootfs> {
+pub(crate) fn prepare(
+    directory: &ContainerDirectory,
+    source: &RootfsSource,
+    reaper: &Reaper,
+) -> Result<Rootfs> {
     match source {
         RootfsSource::Tree(tree) => {
             let open = |name: &str| {
@@ -50,7 +56,8 @@ pub(crate) fn prepare(directory: &ContainerDirectory, source: &RootfsSource) -> 
         }
         RootfsSource::Block { image, format, store } => {
             let scratch = directory.path().join("scratch.ext4");
-            beta9_image::scratch::create(store, &scratch, SCRATCH_BYTES)
+            Store::open(store)
+                .and_then(|store| store.with_reaper(reaper.clone()).create_scratch(&scratch, SCRATCH_BYTES))
                 .map_err(|e| Error::caused(ErrorKind::Failed, "make the container's writable layer", e))?;
             Ok(Rootfs::Block { image: image.clone(), format: format.clone(), scratch: Some(scratch) })
         }

@@ -7,8 +7,8 @@
 
 pub mod cgroup;
 pub mod command;
-pub mod namespaces;
 pub mod machine;
+pub mod namespaces;
 pub mod program;
 pub mod reaper;
 pub mod signalfd;
