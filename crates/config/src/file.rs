@@ -148,7 +148,7 @@ fn fallback(reader: &Reader<'_>, entry: &Entry<'_>) -> Result<Vec<RuntimeKind>> 
     }
     let words = RuntimeKind::ALL.map(RuntimeKind::as_str);
     let mut kinds = Vec::new();
-    for item in reader.list(entry, "[\"runc\"], or [] for none")? {
+    for item in reader.list(entry, "a list, as in [\"runc\"], or [] for none")? {
         let text = reader.text(&item)?.unwrap_or_default();
         let kind: RuntimeKind = text.parse().map_err(|_| reader.unknown_runtime(&item, text, &words))?;
         if kinds.contains(&kind) {

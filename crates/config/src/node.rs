@@ -63,8 +63,8 @@ fn options() -> Options {
         budget: serde_saphyr::budget! {
             max_depth: 16,
             flow_nesting_limit: 16,
-            max_events: 200_000,
-            max_nodes: 100_000,
+            max_events: 100_000,
+            max_nodes: 50_000,
             max_aliases: 1_000,
             max_anchors: 1_000,
             max_merge_keys: 1_000,
@@ -100,6 +100,7 @@ fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
         Yaml::NullIntoString { .. } => {
             (ErrorKind::Syntax, "a key is missing or null; quote it if it is a name".into())
         }
+        Yaml::UnknownAnchor { .. } => (ErrorKind::Syntax, "no anchor of this name stands above".into()),
         other => {
             let text = UserMessageFormatter.format_message(other);
             (ErrorKind::Syntax, format!("not valid YAML: {}", text.lines().next().unwrap_or_default()))

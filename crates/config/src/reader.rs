@@ -1,5 +1,6 @@
 //! Typed access to the tree: every refusal names the key's path and its place.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use beta9_types::RuntimeChoice;
@@ -71,9 +72,10 @@ impl<'a> Reader<'a> {
             }
         };
         let mut found: Vec<Entry<'a>> = Vec::new();
+        let mut known = HashMap::new();
         for (key, node) in entries {
             let path = if path.is_empty() { key.text.clone() } else { format!("{path}.{}", key.text) };
-            if let Some(first) = found.iter().find(|entry| entry.key.text == key.text) {
+            if let Some(first) = known.insert(key.text.as_str(), key) {
                 return Err(self.twice(first, key, &path));
             }
             found.push(Entry { path, key, node });
@@ -89,7 +91,7 @@ impl<'a> Reader<'a> {
             let known = allowed.iter().copied().find(|name| *name == *given || camel_case(name) == *given);
             let Some(name) = known else { return Err(self.unknown_key(&entry, allowed)) };
             if let Some((_, first)) = keys.0.iter().find(|(known, _)| *known == name) {
-                return Err(self.twice(first, entry.key, &entry.path));
+                return Err(self.twice(first.key, entry.key, &entry.path));
             }
             entry.path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
             keys.0.push((name, entry));
@@ -97,15 +99,15 @@ impl<'a> Reader<'a> {
         Ok(keys)
     }
 
-    fn twice(&self, first: &Entry<'_>, key: &Key, path: &str) -> Error {
-        let line = first.key.at.line;
-        let message = if first.key.text == key.text {
+    fn twice(&self, first: &Key, key: &Key, path: &str) -> Error {
+        let line = first.at.line;
+        let message = if first.text == key.text {
             format!("duplicate key {}; it is given in line {line} already", quoted(path))
         } else {
             format!(
                 "key {} is also given as {} in line {line}; keep one spelling",
                 quoted(path),
-                quoted(&first.key.text)
+                quoted(&first.text)
             )
         };
         self.error(ErrorKind::DuplicateKey, key.at, message)
@@ -162,19 +164,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The items of a list, each with its own path.
-    pub(crate) fn list(&self, entry: &Entry<'a>, example: &str) -> Result<Vec<Entry<'a>>> {
+    pub(crate) fn list(&self, entry: &Entry<'a>, expected: &str) -> Result<Vec<Entry<'a>>> {
         match &entry.node.value {
             Value::List(items) => Ok(items
                 .iter()
                 .enumerate()
                 .map(|(index, node)| Entry { path: format!("{}[{index}]", entry.path), key: entry.key, node })
                 .collect()),
-            _ => Err(self.wrong_type(entry, &format!("a list, as in {example}"))),
+            _ => Err(self.wrong_type(entry, expected)),
         }
     }
 
     pub(crate) fn runtime(&self, entry: &Entry<'_>) -> Result<RuntimeChoice> {
-        let Some(text) = self.text(entry)? else {
+        let Some(text) = self.text(entry).map_err(|error| error.allowed(RUNTIME_WORDS))? else {
             // An unset template variable must not become the default, which isolates least.
             let message = format!("{} is empty; name a runtime or remove the key", entry.path);
             return Err(self.error(ErrorKind::InvalidValue, entry.key.at, message).allowed(RUNTIME_WORDS));
@@ -205,7 +207,7 @@ pub(crate) fn camel_case(snake: &str) -> String {
 
 fn describe(value: &Value) -> String {
     match value {
-        Value::Null => "nothing".into(),
+        Value::Null => "an empty value".into(),
         Value::Bool(value) => value.to_string(),
         Value::Integer(number) => format!("the number {number}"),
         Value::Float(number) => format!("the number {number}"),

@@ -208,7 +208,7 @@ fn read_arguments(reader: &Reader<'_>, entry: &Entry<'_>) -> Result<Option<Vec<S
         Value::Text(text) => text.split_whitespace().map(str::to_owned).collect(),
         _ => {
             let mut list = Vec::new();
-            for item in reader.list(entry, "[\"--overlay2=none\"]")? {
+            for item in reader.list(entry, "a text or a list of texts")? {
                 match reader.text(&item)? {
                     Some(text) => list.push(text.to_owned()),
                     None => return Err(reader.invalid(&item, "", "remove the empty argument")),
