@@ -63,16 +63,17 @@ fn options() -> Options {
         budget: serde_saphyr::budget! {
             max_depth: 16,
             flow_nesting_limit: 16,
-            max_events: 100_000,
-            max_nodes: 50_000,
+            // Twice what the largest number of pools needs with every key given.
+            max_events: 50_000,
+            max_nodes: 25_000,
             max_aliases: 1_000,
             max_anchors: 1_000,
             max_merge_keys: 1_000,
-            max_recorded_anchor_events: 100_000,
+            max_recorded_anchor_events: 50_000,
             max_documents: 2,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: 100_000,
+            max_total_replayed_events: 25_000,
             max_replay_stack_depth: 16,
         },
     }
