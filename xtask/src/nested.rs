@@ -28,7 +28,7 @@ use rustix::process::Signal;
 
 use crate::debian_kernel::{self, DebianKernel};
 use crate::project::Project;
-use crate::{process, setup};
+use crate::setup;
 use initramfs::Job;
 use machine::{Machine, Place};
 
@@ -40,9 +40,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The longest report that is read.
 const REPORT_LIMIT: u64 = 64 << 10;
-
-/// Lines of the console that an error repeats.
-const CONSOLE_LINES: usize = 40;
 
 /// The ports, by the names that `job.sh` looks for.
 const PORTS: [&str; 3] = ["stdout", "stderr", "report"];
@@ -105,15 +102,7 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
     let outcome = follow(&inbox, Duration::from_secs(options.timeout));
     drop(machine);
-    outcome.map_err(|error| {
-        let console = std::fs::read(place.path("console")).unwrap_or_default();
-        let console = process::tail(&String::from_utf8_lossy(&console), CONSOLE_LINES);
-        if console.is_empty() {
-            error
-        } else {
-            error.context(format!("console of the machine:\n{console}\n"))
-        }
-    })
+    outcome.with_context(|| format!("nested machine: failed{}\nreason", place.last_words()))
 }
 
 fn write_initramfs(place: &Place, project: &Project, kernel: &DebianKernel, options: &Options) -> Result<()> {
