@@ -102,7 +102,10 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
     let outcome = follow(&inbox, Duration::from_secs(options.timeout));
     drop(machine);
-    outcome.with_context(|| format!("nested machine: failed{}\nreason", place.last_words()))
+    if outcome.is_err() {
+        eprint!("{}", place.last_words());
+    }
+    outcome
 }
 
 fn write_initramfs(place: &Place, project: &Project, kernel: &DebianKernel, options: &Options) -> Result<()> {
@@ -141,7 +144,8 @@ fn environment(project: &Project, asked: &[String]) -> Result<Vec<(String, Strin
 fn needed_directories(project: &Project, working_directory: &Path) -> Result<Vec<PathBuf>> {
     let mut needed = vec![project.root().to_owned(), working_directory.to_owned()];
     needed.extend(std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from));
-    needed.extend(std::env::split_paths(&project.path()?).filter(|directory| directory.is_absolute()));
+    needed.extend(std::env::split_paths(&project.path()?));
+    needed.retain(|directory| directory.is_absolute());
     needed.sort();
     needed.dedup();
     Ok(needed)

@@ -51,7 +51,7 @@ impl Place {
             let text = fs::read(self.path(log)).unwrap_or_default();
             let text = process::tail(String::from_utf8_lossy(&text).trim(), LAST_WORDS);
             if !text.is_empty() {
-                words.push_str(&format!("\n{log}:\n{text}"));
+                words.push_str(&format!("{log}:\n{text}\n"));
             }
         }
         words
