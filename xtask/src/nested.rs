@@ -28,7 +28,7 @@ use rustix::process::Signal;
 
 use crate::debian_kernel::{self, DebianKernel};
 use crate::project::Project;
-use crate::{process, setup};
+use crate::setup;
 use initramfs::Job;
 use machine::{Machine, Place};
 
@@ -40,9 +40,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The longest report that is read.
 const REPORT_LIMIT: u64 = 64 << 10;
-
-/// Lines of the console that an error repeats.
-const CONSOLE_LINES: usize = 40;
 
 /// The ports, by the names that `job.sh` looks for.
 const PORTS: [&str; 3] = ["stdout", "stderr", "report"];
@@ -105,15 +102,10 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
     let outcome = follow(&inbox, Duration::from_secs(options.timeout));
     drop(machine);
-    outcome.map_err(|error| {
-        let console = std::fs::read(place.path("console")).unwrap_or_default();
-        let console = process::tail(&String::from_utf8_lossy(&console), CONSOLE_LINES);
-        if console.is_empty() {
-            error
-        } else {
-            error.context(format!("console of the machine:\n{console}\n"))
-        }
-    })
+    if outcome.is_err() {
+        eprint!("{}", place.last_words());
+    }
+    outcome
 }
 
 fn write_initramfs(place: &Place, project: &Project, kernel: &DebianKernel, options: &Options) -> Result<()> {
@@ -152,7 +144,8 @@ fn environment(project: &Project, asked: &[String]) -> Result<Vec<(String, Strin
 fn needed_directories(project: &Project, working_directory: &Path) -> Result<Vec<PathBuf>> {
     let mut needed = vec![project.root().to_owned(), working_directory.to_owned()];
     needed.extend(std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from));
-    needed.extend(std::env::split_paths(&project.path()?).filter(|directory| directory.is_absolute()));
+    needed.extend(std::env::split_paths(&project.path()?));
+    needed.retain(|directory| directory.is_absolute());
     needed.sort();
     needed.dedup();
     Ok(needed)

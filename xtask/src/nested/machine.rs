@@ -11,13 +11,22 @@ use beta9_sys::command::CommandExtra;
 use tempfile::TempDir;
 
 use crate::debian_kernel::DebianKernel;
-use crate::process::command;
+use crate::process::{self, command};
 
 /// Where Debian keeps virtiofsd: bookworm's comes with QEMU, later ones in a package of its own.
 const VIRTIOFSD: &[&str] = &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
 /// Size of the scratch disk, a sparse file: what is never written takes no space.
 const SCRATCH_BYTES: u64 = 8 << 30;
+
+/// What virtiofsd prints.
+const FILE_SERVER_LOG: &str = "virtiofsd.log";
+
+/// What the guest's kernel prints, and `init.sh` when it fails.
+const CONSOLE: &str = "console";
+
+/// Lines of each that an error repeats.
+const LAST_WORDS: usize = 40;
 
 /// A directory with everything that a machine leaves on disk: gone when this is dropped.
 #[derive(Debug)]
@@ -33,6 +42,19 @@ impl Place {
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// The last lines of the logs that have any.
+    pub(super) fn last_words(&self) -> String {
+        let mut words = String::new();
+        for log in [FILE_SERVER_LOG, CONSOLE] {
+            let text = fs::read(self.path(log)).unwrap_or_default();
+            let text = process::tail(String::from_utf8_lossy(&text).trim(), LAST_WORDS);
+            if !text.is_empty() {
+                words.push_str(&format!("{log}:\n{text}\n"));
+            }
+        }
+        words
     }
 
     pub(super) fn listen(&self, name: &str) -> Result<UnixListener> {
@@ -98,20 +120,23 @@ fn end(child: &mut Child) {
 fn scratch(place: &Place) -> Result<()> {
     place.create("scratch")?.set_len(SCRATCH_BYTES)?;
     let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
-    crate::process::output(command("mkfs.ext4", options).arg(place.path("scratch"))).map(drop)
+    process::output(command("mkfs.ext4", options).arg(place.path("scratch"))).map(drop)
 }
 
-/// virtiofsd on a read-only view of `/`, in a mount namespace of its own that goes when it goes.
+/// virtiofsd, where possible on a read-only view of `/` in a mount namespace of its own that goes when it goes.
 fn file_server(place: &Place, socket: &OwnedFd) -> Result<Command> {
     let program = VIRTIOFSD.iter().find(|path| Path::new(path).exists());
     let program = program.context("virtiofsd is missing; package qemu-system-common has it")?;
     let root = place.path("root");
     fs::create_dir(&root)?;
-    let steps = "mount --make-rprivate / && mount --rbind / \"$1\" && mount -o remount,bind,ro \"$1\" && \
-                 exec \"$2\" --fd=\"$3\" -o source=\"$1\" -o cache=always -o sandbox=chroot";
-    let mut server = command("unshare", ["--mount", "--", "sh", "-c", steps, "virtiofsd"]);
+    // In a chroot `/` may be no mount, which cannot be made private: there the guest's own read-only mount must do.
+    let steps = "if mount --make-rprivate / && mount --rbind / \"$1\" && mount -o remount,bind,ro \"$1\"; \
+                 then root=$1; else root=/; fi; \
+                 exec \"$2\" --fd=\"$3\" -o source=\"$root\" -o cache=always -o sandbox=chroot";
+    let mut server =
+        command("unshare", ["--mount", "--propagation=unchanged", "sh", "-c", steps, "virtiofsd"]);
     server.arg(&root).arg(program).arg(socket.as_raw_fd().to_string());
-    let log = place.create("virtiofsd.log")?;
+    let log = place.create(FILE_SERVER_LOG)?;
     server.stdout(log.try_clone()?).stderr(log);
     server.new_session().die_with_parent();
     Ok(server)
@@ -130,7 +155,7 @@ fn emulator(place: &Place, kernel: &DebianKernel, memory_mib: u32, ports: &[&str
     qemu.args(["-cpu", "EPYC,+svm,+npt", "-smp", "2", "-m", &memory_mib.to_string(), "-object", &memory]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(place.path("initramfs"));
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 tsc=reliable"]);
-    qemu.args(["-serial", &format!("file:{}", path("console"))]);
+    qemu.args(["-serial", &format!("file:{}", path(CONSOLE))]);
     qemu.args(["-drive", &format!("if=none,id=scratch,format=raw,cache=unsafe,file={}", path("scratch"))]);
     qemu.args(["-device", "virtio-blk-pci,drive=scratch"]);
     qemu.args(["-chardev", &format!("socket,id=files,path={}", path("files.sock"))]);
