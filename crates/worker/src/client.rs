@@ -65,7 +65,7 @@ pub(crate) async fn connect(root: &Path) -> Result<Option<UnixStream>> {
 
 /// Serves the API to this very process, over a pipe in memory: the same code as with a daemon.
 async fn host(setup: Setup) -> Result<Channel> {
-    let (root, pools) = (setup.root.clone(), setup.into_pools(None)?);
+    let (root, pools) = (setup.root.clone(), setup.into_pools(&[])?);
     let worker = Arc::new(Worker::open(&root, pools)?);
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use beta9_config::{Config, Pool, Selection};
-use beta9_types::{RuntimeChoice, RuntimeKind, RuntimeSettings};
+use beta9_config::{Attempt, Config, Pool, Selection, Step, messages};
+use beta9_types::{PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
 
@@ -17,16 +17,14 @@ use crate::api;
 use crate::cli::Global;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::runtimes::{self, Working};
+use crate::terminal;
 
 /// Where a configuration is looked for when none is named.
 const DEFAULT_CONFIG: &str = "/etc/beta9/worker.yaml";
-/// The state directory when nothing names one.
-const DEFAULT_ROOT: &str = "/var/lib/beta9";
 
 /// The configuration a process works with, and the state directory that follows from it.
 pub(crate) struct Setup {
     pub(crate) root: PathBuf,
-    pub(crate) debug: bool,
     pub(crate) config: Config,
 }
 
@@ -36,7 +34,7 @@ pub(crate) struct Pools {
     config: Config,
     pools: Vec<Arc<PoolState>>,
     /// Runtimes that a request named and that worked, by pool and runtime.
-    exact: Mutex<HashMap<(String, RuntimeKind), Working>>,
+    exact: Mutex<HashMap<(PoolName, RuntimeKind), Working>>,
 }
 
 struct PoolState {
@@ -63,42 +61,36 @@ pub(crate) struct Assigned {
 impl Setup {
     /// Loads the configuration named by flag, variable or its usual place.
     pub(crate) fn load(global: &Global) -> Result<Self> {
-        let environment = |name: &str| std::env::var(name).ok();
+        let environment = |name: &str| std::env::var_os(name);
         let usual = Path::new(DEFAULT_CONFIG);
-        let path = global.config.as_deref().or(usual.exists().then_some(usual));
-        let config =
-            Config::load(path, environment).map_err(|e| Error::new(ErrorKind::Invalid, chain(&e)))?;
-        let root = global.root.as_deref().or(config.root()).unwrap_or(Path::new(DEFAULT_ROOT));
+        let config = match global.config.as_deref().or(usual.exists().then_some(usual)) {
+            Some(path) => Config::load(path, environment),
+            None => Config::without_file(environment),
+        };
+        let config = config.map_err(|e| {
+            let text = if terminal::colours() { e.render() } else { chain(&e) };
+            Error::new(ErrorKind::Invalid, text)
+        })?;
+        let root = global.root.as_deref().unwrap_or(config.root());
         let root = std::path::absolute(root)
             .map_err(|e| Error::caused(ErrorKind::Invalid, format!("root {}", root.display()), e))?;
-        Ok(Self { root, debug: config.debug_mode(), config })
+        Ok(Self { root, config })
     }
 
     /// The pools, or those of them that are named.
-    pub(crate) fn into_pools(self, only: Option<Vec<String>>) -> Result<Pools> {
-        let mut pools = self.config.pools();
-        if let Some(only) = only {
-            for name in &only {
-                find(&pools, name)?;
-            }
-            pools.retain(|pool| only.iter().any(|name| name == pool.name.as_str()));
+    pub(crate) fn into_pools(self, only: &[String]) -> Result<Pools> {
+        for name in only {
+            self.config.pool(name).map_err(no_such_pool)?;
         }
-        let pools =
-            pools.into_iter().map(|pool| Arc::new(PoolState { pool, decided: OnceCell::new() })).collect();
+        let chosen = |pool: &&Pool| only.is_empty() || only.iter().any(|name| name == pool.name.as_str());
+        let state = |pool: &Pool| Arc::new(PoolState { pool: pool.clone(), decided: OnceCell::new() });
+        let pools = self.config.pools().iter().filter(chosen).map(state).collect();
         Ok(Pools { root: self.root, config: self.config, pools, exact: Mutex::default() })
     }
 }
 
-fn find<'p>(pools: impl IntoIterator<Item = &'p Pool>, name: &str) -> Result<&'p Pool> {
-    let mut names = Vec::new();
-    for pool in pools {
-        if pool.name.as_str() == name {
-            return Ok(pool);
-        }
-        names.push(pool.name.as_str());
-    }
-    let text = format!("no such pool: {name:?}; this worker has {}", names.join(", "));
-    Err(Error::new(ErrorKind::NotFound, text))
+fn no_such_pool(error: beta9_config::Error) -> Error {
+    Error::new(ErrorKind::NotFound, chain(&error))
 }
 
 impl Pools {
@@ -120,10 +112,17 @@ impl Pools {
         pool: Option<&str>,
         runtime: Option<RuntimeChoice>,
     ) -> Result<Assigned> {
-        let name = pool.unwrap_or(self.config.default_pool());
-        find(self.pools.iter().map(|state| &state.pool), name)?;
-        let Some(state) = self.pools.iter().find(|state| state.pool.name.as_str() == name) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("no such pool: {name:?}")));
+        let pool = match pool {
+            Some(name) => self.config.pool(name).map_err(no_such_pool)?,
+            None => self.config.default_pool().ok_or_else(|| {
+                let names: Vec<_> = self.pools.iter().map(|state| state.pool.name.as_str()).collect();
+                let text = format!("no pool is the default one: name one of {}", names.join(", "));
+                Error::new(ErrorKind::Invalid, text)
+            })?,
+        };
+        let Some(state) = self.pools.iter().find(|state| state.pool.name == pool.name) else {
+            let text = format!("pool {} is configured and this worker does not serve it", pool.name);
+            return Err(Error::new(ErrorKind::NotFound, text));
         };
         match runtime {
             Some(choice) => self.exactly(&state.pool, choice).await,
@@ -135,70 +134,81 @@ impl Pools {
     }
 
     async fn exactly(&self, pool: &Pool, choice: RuntimeChoice) -> Result<Assigned> {
-        let mut reasons = Vec::new();
-        for &kind in choice.candidates() {
-            let key = (pool.name.to_string(), kind);
-            // Held while a probe runs: two requests for one runtime need one probe.
-            let mut exact = self.exact.lock().await;
-            let working = match exact.get(&key) {
-                Some(working) => working.clone(),
-                None => match runtimes::create(&self.root, kind, &pool.settings).await {
-                    Ok(working) => exact.entry(key).or_insert(working).clone(),
-                    Err(error) => {
-                        reasons.push(format!("{kind}: {}", chain(&error)));
-                        continue;
-                    }
-                },
-            };
-            return Ok(Assigned {
-                pool: pool.name.to_string(),
-                asked: choice,
-                runtime: kind,
-                fallback_reason: None,
-                settings: working.settings,
-            });
+        let mut selection = Selection::exactly(pool.name.clone(), choice);
+        while let Some(kind) = selection.next() {
+            match self.exactly_one(pool, kind).await {
+                Ok(working) => {
+                    return Ok(Assigned {
+                        pool: pool.name.to_string(),
+                        asked: choice,
+                        runtime: kind,
+                        fallback_reason: None,
+                        settings: working.settings,
+                    });
+                }
+                Err(error) => drop(selection.record(Err(chain(&error)))),
+            }
         }
-        let text = format!("runtime {choice} was asked for and cannot be used here: {}", reasons.join("; "));
+        let reasons = selection.explain().unwrap_or_default();
+        let text = format!("runtime {choice} was asked for and cannot be used here: {reasons}");
         Err(Error::new(ErrorKind::Precondition, text))
+    }
+
+    async fn exactly_one(&self, pool: &Pool, kind: RuntimeKind) -> Result<Working> {
+        // Held while a probe runs: two requests for one runtime need one probe.
+        let mut exact = self.exact.lock().await;
+        let key = (pool.name.clone(), kind);
+        if let Some(working) = exact.get(&key) {
+            return Ok(working.clone());
+        }
+        let working = runtimes::create(&self.root, kind, &pool.settings).await?;
+        Ok(exact.entry(key).or_insert(working).clone())
     }
 
     /// The pools as they are shown; those not decided yet are decided first.
     pub(crate) async fn status(&self) -> Vec<api::Pool> {
         self.prepare().await;
-        self.pools.iter().filter_map(|state| Some(state.decided.get()?.show(&state.pool))).collect()
+        self.pools
+            .iter()
+            .filter_map(|state| Some(state.decided.get()?.show(&self.config, &state.pool)))
+            .collect()
     }
 
     /// The file that was loaded; empty for none.
     pub(crate) fn config_path(&self) -> String {
-        self.config.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
+        self.config.file().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// SHA-256 of the configuration as it was loaded; empty for none.
     pub(crate) fn loaded_hash(&self) -> String {
-        self.config.loaded_hash().unwrap_or_default().to_owned()
+        self.config.loaded_hash().map(|digest| digest.hex().to_owned()).unwrap_or_default()
     }
 
     /// SHA-256 of the file as it is now; empty when it is gone.
     pub(crate) fn file_hash(&self) -> String {
-        self.config.path().and_then(|path| Config::file_hash_now(path).ok()).unwrap_or_default()
+        let hash = self.config.file().and_then(|path| Config::file_hash_now(path).ok());
+        hash.map(|digest| digest.hex().to_owned()).unwrap_or_default()
     }
 }
 
 /// Tries what the pool asks for, then what it may fall back to.
 async fn decide(root: &Path, pool: &Pool) -> Decision {
     let mut selection = Selection::begin(pool);
-    beta9_config::messages::initializing(pool);
+    messages::initializing(&pool.name, pool.runtime);
     while let Some(kind) = selection.next() {
-        match runtimes::create(root, kind, &pool.settings).await {
-            Ok(working) => {
-                beta9_config::messages::initialized(kind, &working.settings);
-                selection.record(kind, Ok(()));
-                return Decision { selection, working: Some(working) };
+        let tried = runtimes::create(root, kind, &pool.settings).await;
+        let (result, working) = match tried {
+            Ok(working) => (Ok(()), Some(working)),
+            Err(error) => (Err(chain(&error)), None),
+        };
+        match selection.record(result) {
+            Step::Ready(kind) => {
+                if let Some(working) = &working {
+                    messages::initialized(kind, &working.settings);
+                }
+                return Decision { selection, working };
             }
-            Err(error) => {
-                selection.record(kind, Err(chain(&error)));
-                beta9_config::messages::failed(pool, &selection);
-            }
+            step => messages::failed(&selection, step),
         }
     }
     Decision { selection, working: None }
@@ -206,39 +216,36 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
 
 impl Decision {
     fn assign(&self, pool: &Pool) -> Result<Assigned> {
-        let reasons = || {
-            let reasons =
-                self.selection.failures().iter().map(|failed| format!("{}: {}", failed.kind, failed.error));
-            reasons.collect::<Vec<_>>().join("; ")
-        };
         match (self.selection.used(), &self.working) {
             (Some(kind), Some(working)) => Ok(Assigned {
                 pool: pool.name.to_string(),
                 asked: pool.runtime,
                 runtime: kind,
-                fallback_reason: self.selection.fell_back().then(reasons),
+                fallback_reason: self.selection.explain(),
                 settings: working.settings.clone(),
             }),
             _ => {
-                let text = format!("pool {} is not ready: {}", pool.name, reasons());
+                let text = format!(
+                    "pool {} is not ready: {}",
+                    pool.name,
+                    self.selection.explain().unwrap_or_default()
+                );
                 Err(Error::new(ErrorKind::Precondition, text))
             }
         }
     }
 
-    fn show(&self, pool: &Pool) -> api::Pool {
-        let attempt = |failed: &beta9_config::Attempt| api::Attempt {
-            runtime: failed.kind.to_string(),
-            error: failed.error.clone(),
-        };
+    fn show(&self, config: &Config, pool: &Pool) -> api::Pool {
+        let attempt =
+            |failed: &Attempt| api::Attempt { runtime: failed.kind.to_string(), error: failed.error.clone() };
         api::Pool {
             name: pool.name.to_string(),
             runtime_asked: pool.runtime.to_string(),
-            runtime_source: pool.runtime_source.to_string(),
+            runtime_source: config.describe_source(pool.runtime_source),
             runtime: self.selection.used().map(|kind| kind.to_string()).unwrap_or_default(),
             ready: self.working.is_some(),
             fell_back: self.selection.fell_back(),
-            failures: self.selection.failures().iter().map(attempt).collect(),
+            failures: self.selection.reasons().iter().map(attempt).collect(),
             capabilities: self.working.as_ref().map(|working| api::Capabilities {
                 checkpoint_restore: working.capabilities.checkpoint_restore,
                 gpu: working.capabilities.gpu,

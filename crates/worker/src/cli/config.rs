@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, command: ConfigCommand) -> Outcome {
             let pools = config.pools();
             let names: Vec<_> =
                 pools.iter().map(|pool| format!("{} ({})", pool.name, pool.runtime)).collect();
-            let file = config.path().map_or("defaults".to_owned(), |path| path.display().to_string());
+            let file = config.file().map_or("defaults".to_owned(), |path| path.display().to_string());
             terminal::line(&format!("{file}: ok; pools: {}", names.join(", ")))?;
         }
     }

@@ -30,7 +30,8 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
     terminal::init_logging(global.verbose);
     let setup = Setup::load(global)?;
     let mut checks = vec![root_user(), state_directory(&setup), cgroups(), kvm()];
-    let settings = setup.config.pools().into_iter().next().map(|pool| pool.settings).unwrap_or_default();
+    let pool = setup.config.default_pool().or(setup.config.pools().first());
+    let settings = pool.map(|pool| pool.settings.clone()).unwrap_or_default();
     let mut works = false;
     for kind in RuntimeKind::ALL {
         let tried = runtimes::create(&setup.root, kind, &settings).await;

@@ -40,11 +40,14 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     let setup = Setup::load(global)?;
-    let level = if setup.debug || global.verbose > 0 { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    let level = if setup.config.debug_mode() || global.verbose > 0 {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::INFO
+    };
     beta9_logging::init(args.log_format, level).map_err(|e| Failure::new(e.to_string()))?;
     let root = setup.root.clone();
-    let only = Some(args.pools).filter(|pools| !pools.is_empty());
-    let worker = Arc::new(Worker::open(&root, setup.into_pools(only)?)?);
+    let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?);
     let listener = listen(&root).await?;
     worker.adopt().await?;
     // Requests are accepted meanwhile; one for a pool that is being created waits for it.
