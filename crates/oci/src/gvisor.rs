@@ -95,6 +95,11 @@ impl Runtime for Gvisor {
     }
 
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
+        // runsc applies limits only to a cgroup that it made itself.
+        request
+            .cgroup
+            .remove()
+            .map_err(|e| Error::caused(ErrorKind::Failed, "hand the cgroup to runsc", e))?;
         runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
     }
 

@@ -37,6 +37,8 @@ const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 /// A container that survives SIGKILL for so long is ended from outside.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A signal that was being sent when the container ended is answered within this time.
+const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a record that goes away with its container waits for somebody to see the end.
 const LINGER: Duration = Duration::from_secs(5);
 /// The grace that a supervisor grants when it is told to end itself.
@@ -226,7 +228,11 @@ impl Life {
         loop {
             let at = deadline.at();
             tokio::select! {
-                exit = container.exit() => return exit,
+                exit = container.exit() => {
+                    // Whoever sent the signal that ended it gets an answer.
+                    let _ = timeout(SEND_DEADLINE, async { while sends.join_next().await.is_some() {} }).await;
+                    return exit;
+                }
                 command = next_command(&mut self.inbox) => match command {
                     Command::Signal { number, all, done } => {
                         let target = if all { SignalTarget::All } else { SignalTarget::Main };

@@ -16,9 +16,6 @@ use crate::service::follow::Follower;
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
-/// SIGKILL's number; stopping needs no other by number.
-const SIGKILL: i32 = 9;
-
 /// A container and where it is in its life.
 pub(super) struct Described {
     pub(super) record: Record,
@@ -199,7 +196,8 @@ impl Worker {
             }
             let mut follower = Follower::new(directory.clone(), Until::Gone);
             follower.next().await?;
-            Supervisor::of(directory.clone()).signal(SIGKILL, false).await?;
+            // Not a signal: a stop also ends what SIGKILL cannot reach, such as a stuck VM.
+            Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
             follower.last_or_gone().await?;
         }
         blocking(move || forget(&directory, &record)).await
