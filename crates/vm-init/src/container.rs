@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Ended(ChildExit),
     /// The host has stored the exit.
     ExitAck,
+    /// The machine ends, and nobody listens any more.
+    Discard,
 }
 
 /// Whom a signal is for.
@@ -87,7 +89,8 @@ pub(crate) fn own(machine: &Machine, order: Order, events: &Receiver<Event>, sen
     };
     machine.reports.send(&FromGuest::Created { container: id.clone() });
     match container.run(machine, &id, events) {
-        Ok((container, exit)) => container.finish(machine, &id, exit, events),
+        Ok(Some((container, exit))) => container.finish(machine, &id, exit, events),
+        Ok(None) => {}
         Err(failure) => failed(failure),
     }
 }
@@ -121,14 +124,13 @@ impl Container {
         }
     }
 
-    /// From created to ended.
+    /// From created to ended; `None` if it was discarded.
     fn run(
         mut self,
         machine: &Machine,
         id: &ContainerId,
         events: &Receiver<Event>,
-    ) -> Result<(Self, ChildExit)> {
-        // The sender lives as long as this thread, so the queue has an end only with it.
+    ) -> Result<Option<(Self, ChildExit)>> {
         while let Ok(event) = events.recv() {
             match event {
                 Event::Start => match self.stage.execute() {
@@ -139,11 +141,12 @@ impl Container {
                     }
                 },
                 Event::Signal { signal, target } => self.signal(signal, target),
-                Event::Ended(exit) => return Ok((self, exit)),
+                Event::Ended(exit) => return Ok(Some((self, exit))),
                 Event::ExitAck => {}
+                Event::Discard => break,
             }
         }
-        Err(Failure::refused("the container was given up"))
+        Ok(None)
     }
 
     fn signal(&self, signal: i32, target: Target) {
@@ -180,7 +183,7 @@ impl Container {
             let again = Instant::now() + REPORT_INTERVAL;
             loop {
                 match events.recv_timeout(again.saturating_duration_since(Instant::now())) {
-                    Ok(Event::ExitAck) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(Event::ExitAck | Event::Discard) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                 }

@@ -107,7 +107,8 @@ fn drive(index: u8) -> Result<PathBuf> {
         return Ok(path);
     }
     let end = Instant::now() + DRIVE_DEADLINE;
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).context(|| "watch /dev")?;
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).context(|| "watch /dev")?;
     inotify::add_watch(&watch, "/dev", inotify::WatchFlags::CREATE).context(|| "watch /dev")?;
     let mut buffer = [0; 4096];
     // Looked at after the watch has begun, so it cannot appear unnoticed in between.
