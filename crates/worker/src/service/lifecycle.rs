@@ -217,8 +217,7 @@ impl Worker {
         let (mut running, mut lost) = (0u32, 0u32);
         for id in self.ids()? {
             let Some((directory, record)) = self.by_id(&id).unwrap_or_default() else {
-                // A directory without a record is a create that was interrupted.
-                let _ = fs::remove_dir_all(ContainerDirectory::of(&self.root, &id).path());
+                remove_interrupted(ContainerDirectory::of(&self.root, &id).path());
                 continue;
             };
             if needs_recovery(&directory)? {
@@ -245,6 +244,15 @@ impl Follower {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+/// A directory without a record is a create that was interrupted, unless it is so young that it may be under way.
+fn remove_interrupted(directory: &Path) {
+    const UNDER_WAY: Duration = Duration::from_secs(60);
+    let age = fs::metadata(directory).and_then(|meta| meta.modified()).map(|time| time.elapsed());
+    if matches!(age, Ok(Ok(age)) if age > UNDER_WAY) {
+        let _ = fs::remove_dir_all(directory);
     }
 }
 
