@@ -197,3 +197,21 @@ fn client_command(global: &Global, command: Command) -> Outcome {
     runtime.shutdown_background();
     outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_containers_own_flags_are_not_ours() {
+        let cli = Cli::try_parse_from(["beta9-worker", "run", "--rm", "image", "sh", "-c", "exit 7", "--rm"]);
+        assert!(matches!(cli.unwrap().command, Command::Run(_)));
+    }
+}
