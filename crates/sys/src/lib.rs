@@ -7,7 +7,11 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod machine;
+pub mod program;
 pub mod reaper;
+pub mod signals;
+pub mod vsock;
 
 mod error;
 

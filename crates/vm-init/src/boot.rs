@@ -1,0 +1,79 @@
+//! From the kernel's initramfs to a machine in which containers can be made.
+//!
+//! An initramfs cannot be pivoted away from. So its mounts are moved onto a tmpfs, and that tmpfs over the root: from
+//! then on a container can `pivot_root` in its own mount namespace.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::chroot;
+use rustix::system::finit_module;
+
+use crate::failure::{Context, Result};
+use crate::report;
+
+/// Where a container's mounts and directories are.
+pub(crate) const CONTAINERS: &str = "/run/beta9";
+
+/// Makes the machine usable. Anything that fails here leaves nothing to run containers with.
+pub(crate) fn boot() -> Result<()> {
+    let hidden = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    file_system("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")?;
+    file_system("proc", "/proc", hidden, "")?;
+    file_system("sysfs", "/sys", hidden, "")?;
+    load_modules(Path::new("/modules"))?;
+    leave_initramfs()?;
+    file_system("cgroup2", "/sys/fs/cgroup", hidden, "")?;
+    fs::create_dir_all(CONTAINERS).context(|| format!("create {CONTAINERS}"))?;
+    // Linux kills the process with the highest score first; this one is never to be it.
+    fs::write("/proc/self/oom_score_adj", "-1000").context(|| "write /proc/self/oom_score_adj")?;
+    if let Err(error) = beta9_sys::machine::loopback_up() {
+        report::warn(&error.to_string());
+    }
+    Ok(())
+}
+
+fn file_system(kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<()> {
+    fs::create_dir_all(target).context(|| format!("create {target}"))?;
+    let data = std::ffi::CString::new(data).context(|| "mount options")?;
+    match mount(kind, target, kind, flags, data.as_c_str()) {
+        // A kernel with CONFIG_DEVTMPFS_MOUNT has been here before.
+        Err(Errno::BUSY) | Ok(()) => Ok(()),
+        Err(error) => Err(error).context(|| format!("mount {kind} on {target}")),
+    }
+}
+
+/// Loads the modules that `order` names, and frees the memory that their files take.
+fn load_modules(directory: &Path) -> Result<()> {
+    let Ok(order) = fs::read_to_string(directory.join("order")) else {
+        // A kernel with everything built in comes without.
+        return Ok(());
+    };
+    for name in order.lines() {
+        let path = directory.join(name);
+        let file = File::open(&path).context(|| format!("open {}", path.display()))?;
+        match finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // A driver for what this machine does not have. What is really missing shows when it is needed.
+            Err(error) => report::warn(&format!("load module {name}: {error}")),
+        }
+    }
+    let _ = fs::remove_dir_all(directory);
+    Ok(())
+}
+
+fn leave_initramfs() -> Result<()> {
+    let root = "/newroot";
+    file_system("tmpfs", root, MountFlags::NOSUID | MountFlags::NODEV, "mode=0755")?;
+    for directory in ["dev", "proc", "sys"] {
+        let (from, to) = (format!("/{directory}"), format!("{root}/{directory}"));
+        fs::create_dir(&to).context(|| format!("create {to}"))?;
+        mount_move(from.as_str(), to.as_str()).context(|| format!("move {from} to {to}"))?;
+    }
+    std::env::set_current_dir(root).context(|| format!("enter {root}"))?;
+    mount_move(".", "/").context(|| "move the new root over the initramfs")?;
+    chroot(".").context(|| "enter the new root")?;
+    std::env::set_current_dir("/").context(|| "enter /")
+}

@@ -1,0 +1,190 @@
+//! One container, owned by one thread from its creation to its last acknowledged report.
+//!
+//! ```text
+//! Create ──▶ prepare ──▶ created ──Start──▶ running ──its init ends──▶ drained ──▶ exited ──ExitAck──▶ gone
+//!               │           │                                           (kill the rest, let the streams end)
+//!               └───────────┴─ a step fails ──▶ everything undone, Failed ──▶ gone
+//! ```
+
+mod disks;
+mod group;
+mod share;
+mod streams;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use beta9_sys::reaper::ChildExit;
+use beta9_types::ContainerId;
+use beta9_wire::{ContainerSpec, FromGuest, GuestExit, MountSource, RootDisk};
+use rustix::process::Pid;
+
+use crate::container::disks::Disks;
+use crate::container::group::Group;
+use crate::container::share::Share;
+use crate::container::streams::Streams;
+use crate::failure::{Failure, Result};
+use crate::machine::Machine;
+use crate::stage::{Orders, Stage};
+use crate::{boot, report};
+
+pub(crate) use crate::container::streams::Pipes;
+
+/// How long killed processes may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the streams may take to reach the host after the container has ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+/// How long what was written to shares may take to reach the host.
+const SHARE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often an exit is reported until it is acknowledged.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the host wants a container to be.
+pub(crate) struct Order {
+    pub(crate) container: ContainerId,
+    pub(crate) root: RootDisk,
+    pub(crate) spec: Box<ContainerSpec>,
+}
+
+/// What happens to a container.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event {
+    /// The host wants its process executed.
+    Start,
+    /// The host sends it a signal.
+    Signal { signal: i32, target: Target },
+    /// Its init has ended.
+    Ended(ChildExit),
+    /// The host has stored the exit.
+    ExitAck,
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target {
+    /// The main process.
+    Main,
+    /// Every process of the container.
+    All,
+}
+
+/// A container that is ready to run, or runs. The fields are dropped in their order, which is the order to undo them in.
+struct Container {
+    stage: Stage,
+    streams: Streams,
+    group: Group,
+    share: Option<Share>,
+    _disks: Disks,
+}
+
+/// Owns a container. Returns when nothing of it is left.
+pub(crate) fn own(machine: &Machine, order: Order, events: &Receiver<Event>, sender: &SyncSender<Event>) {
+    let id = order.container.clone();
+    let failed = |failure: Failure| machine.fail(&id, failure.kind, failure.message);
+    let container = match Container::create(machine, order, sender) {
+        Ok(container) => container,
+        Err(failure) => return failed(failure),
+    };
+    machine.reports.send(&FromGuest::Created { container: id.clone() });
+    match container.run(machine, &id, events) {
+        Ok((container, exit)) => container.finish(machine, &id, exit, events),
+        Err(failure) => failed(failure),
+    }
+}
+
+impl Container {
+    fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
+        let Order { container: id, root, spec } = order;
+        let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
+        let disks = Disks::mount(&place, &root)?;
+        let group = Group::create(&id, &spec.resources)?;
+        let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
+        let share = if spec.mounts.iter().any(shared) { Some(Share::mount(&place, &id)?) } else { None };
+        let (streams, pipes) = Streams::open(&id, spec.process.stdin)?;
+        let orders = Orders {
+            root: disks.root(),
+            share: share.as_ref().map(|share| share.path().to_owned()),
+            spec: *spec,
+        };
+        let sender = sender.clone();
+        // The queue has room: its only other writer drops what does not fit.
+        let ended = move |exit| {
+            let _ = sender.send(Event::Ended(exit));
+        };
+        let stage = Stage::prepare(&machine.reaper, orders, pipes, |pid| group.add(pid), ended);
+        match stage {
+            Ok(stage) => Ok(Self { stage, streams, group, share, _disks: disks }),
+            Err(failure) => {
+                group.kill(KILL_DEADLINE);
+                Err(failure)
+            }
+        }
+    }
+
+    /// From created to ended.
+    fn run(
+        mut self,
+        machine: &Machine,
+        id: &ContainerId,
+        events: &Receiver<Event>,
+    ) -> Result<(Self, ChildExit)> {
+        // The sender lives as long as this thread, so the queue has an end only with it.
+        while let Ok(event) = events.recv() {
+            match event {
+                Event::Start => match self.stage.execute() {
+                    Ok(()) => machine.reports.send(&FromGuest::Started { container: id.clone() }),
+                    Err(failure) => {
+                        self.group.kill(KILL_DEADLINE);
+                        return Err(failure);
+                    }
+                },
+                Event::Signal { signal, target } => self.signal(signal, target),
+                Event::Ended(exit) => return Ok((self, exit)),
+                Event::ExitAck => {}
+            }
+        }
+        Err(Failure::refused("the container was given up"))
+    }
+
+    fn signal(&self, signal: i32, target: Target) {
+        let targets: Vec<Pid> = match target {
+            Target::Main => vec![self.stage.pid()],
+            Target::All => self.group.processes(),
+        };
+        for pid in targets {
+            // It may just have ended; and a number that does not exist is the host's mistake, of which it learns nothing.
+            if let Err(error) = beta9_sys::signals::send(pid, signal) {
+                report::warn(&format!("send signal {signal}: {error}"));
+            }
+        }
+    }
+
+    /// From ended to acknowledged.
+    fn finish(mut self, machine: &Machine, id: &ContainerId, exit: ChildExit, events: &Receiver<Event>) {
+        if !self.group.kill(KILL_DEADLINE) {
+            report::warn(&format!("processes of {id} survive SIGKILL"));
+        }
+        let totals = self.streams.drain(Instant::now() + DRAIN_DEADLINE);
+        if let Some(share) = &self.share {
+            share.sync(SHARE_DEADLINE);
+        }
+        let (code, signal) = match exit {
+            ChildExit::Code(code) => (code, 0),
+            ChildExit::Signal(signal) => (0, signal),
+        };
+        const KILLED: u8 = 9;
+        let oom = signal == KILLED && self.group.oom_kills() > 0;
+        let exit = GuestExit { code, signal, oom, stdout_bytes: totals.stdout, stderr_bytes: totals.stderr };
+        loop {
+            machine.reports.send(&FromGuest::Exited { container: id.clone(), exit });
+            let again = Instant::now() + REPORT_INTERVAL;
+            loop {
+                match events.recv_timeout(again.saturating_duration_since(Instant::now())) {
+                    Ok(Event::ExitAck) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(_) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The guest as a whole: boots, serves the host's requests, and ends the machine.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use beta9_sys::reaper::Reaper;
+use beta9_types::ContainerId;
+use beta9_wire::{FromGuest, StartFailure, ToGuest};
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::container::{self, Event, Order};
+use crate::control::{self, Reports, Requests};
+use crate::{boot, report};
+
+/// Requests that may wait for one container. A host that sends more before they are handled loses them.
+const MAX_WAITING: usize = 64;
+/// How long what is left may take when the machine ends.
+const LAST_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What every container's thread needs.
+pub(crate) struct Machine {
+    /// To the host.
+    pub(crate) reports: Reports,
+    /// The owner of all children.
+    pub(crate) reaper: Reaper,
+    containers: Mutex<HashMap<ContainerId, SyncSender<Event>>>,
+}
+
+/// Is PID 1. Does not return.
+pub(crate) fn run() -> ! {
+    std::panic::set_hook(Box::new(|panic| report::fatal(&panic.to_string().replace('\n', " "))));
+    if let Err(failure) = boot::boot() {
+        report::fatal(&failure.message);
+    }
+    let reaper = Reaper::start().unwrap_or_else(|error| report::fatal(&format!("start the reaper: {error}")));
+    let (_sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
+    let machine = Arc::new(Machine { reports, reaper, containers: Mutex::default() });
+    let lost = serve(&machine, requests);
+    end(lost.as_deref())
+}
+
+/// Serves requests until the host shuts the machine down; `Some` says why the host is gone instead.
+fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
+    loop {
+        match requests.next() {
+            Ok(ToGuest::Create { container, root, spec }) => {
+                machine.create(Order { container, root, spec });
+            }
+            Ok(ToGuest::Start { container }) => machine.pass(&container, Event::Start),
+            Ok(ToGuest::Signal { container, signal, all }) => {
+                let target = if all { container::Target::All } else { container::Target::Main };
+                machine.pass(&container, Event::Signal { signal, target });
+            }
+            Ok(ToGuest::ExitAck { container }) => machine.pass(&container, Event::ExitAck),
+            Ok(ToGuest::Shutdown) => return None,
+            Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+}
+
+impl Machine {
+    fn create(self: &Arc<Self>, order: Order) {
+        let id = order.container.clone();
+        let (sender, events) = sync_channel(MAX_WAITING);
+        match self.containers().entry(id.clone()) {
+            Entry::Occupied(_) => return report::warn(&format!("container {id} exists already")),
+            Entry::Vacant(place) => place.insert(sender.clone()),
+        };
+        let machine = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("container".to_owned()).spawn(move || {
+            let id = order.container.clone();
+            container::own(&machine, order, &events, &sender);
+            machine.containers().remove(&id);
+        });
+        if let Err(error) = thread {
+            self.containers().remove(&id);
+            self.fail(&id, StartFailure::Setup, format!("start a thread: {error}"));
+        }
+    }
+
+    fn pass(&self, id: &ContainerId, event: Event) {
+        let sender = self.containers().get(id).cloned();
+        match (sender.map(|sender| sender.try_send(event)), event) {
+            (Some(Ok(())), _) => {}
+            (Some(Err(TrySendError::Full(_))), _) => report::warn(&format!("too many requests for {id}")),
+            // A signal or an acknowledgement can cross an exit on its way.
+            (None | Some(Err(TrySendError::Disconnected(_))), Event::Start) => {
+                self.fail(id, StartFailure::Setup, "there is no such container to start".to_owned());
+            }
+            (None | Some(Err(TrySendError::Disconnected(_))), _) => {}
+        }
+    }
+
+    /// Reports that a container could not be created or started.
+    pub(crate) fn fail(&self, container: &ContainerId, failure: StartFailure, message: String) {
+        self.reports.send(&FromGuest::Failed { container: container.clone(), failure, message });
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, SyncSender<Event>>> {
+        // A panic ends the machine, so nobody sees a half-changed table.
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends every container and the machine.
+fn end(lost: Option<&str>) -> ! {
+    // A file server that does not answer must not keep the machine alive.
+    let _ = std::thread::Builder::new().spawn(|| {
+        std::thread::sleep(LAST_DEADLINE);
+        report::restart()
+    });
+    let _ = fs::write("/sys/fs/cgroup/beta9/cgroup.kill", "1");
+    // Newest first, so that nothing is unmounted under something else.
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines().rev() {
+        match line.split(' ').nth(1) {
+            Some(target) if target.starts_with(boot::CONTAINERS) => {
+                // Busy or gone: the sync below is what counts.
+                let _ = unmount(target, UnmountFlags::FORCE);
+            }
+            _ => {}
+        }
+    }
+    rustix::fs::sync();
+    match lost {
+        Some(why) => report::fatal(&format!("the host is gone: {why}")),
+        None => report::restart(),
+    }
+}

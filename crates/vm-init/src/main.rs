@@ -1,0 +1,36 @@
+//! `beta9-vm-init`: PID 1 of a microVM.
+//!
+//! It mounts what a container needs, dials the host over vsock, and then does what the host says: create, start and
+//! signal containers, carry their streams, report their exits. It decides nothing itself and refuses what it does not
+//! understand. Everything here is synchronous: a thread per container and per stream, one reaper for all children.
+//!
+//! ```text
+//! boot ──▶ dial, Hello/Welcome ──▶ serve ──Shutdown, or the host is gone──▶ kill, sync, restart the machine
+//!                                    │
+//!                                    ├─ container (one thread each): see `container`
+//!                                    └─ a failure of the machine itself: one line on the console, restart
+//! ```
+//!
+//! The same program, executed again with `stage` as its argument, is a container's first process: see `stage`.
+
+mod boot;
+mod container;
+mod control;
+mod failure;
+mod machine;
+mod report;
+mod stage;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next().and_then(|number| number.parse().ok())) {
+        (Some("stage"), Some(descriptor)) => stage::run(descriptor),
+        _ if rustix::process::getpid().is_init() => machine::run(),
+        _ => {
+            eprintln!("beta9-vm-init: this is the init of a microVM's guest, run by its kernel");
+            ExitCode::FAILURE
+        }
+    }
+}

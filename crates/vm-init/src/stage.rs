@@ -1,0 +1,141 @@
+//! A container's first process, before it executes the container's program.
+//!
+//! PID 1 starts its own program again as the init of a new PID namespace. That process has one thread, so it can move
+//! itself into the other namespaces, make the container's file tree and drop its rights, step by step, and report what
+//! failed. Both sides talk over one socket:
+//!
+//! ```text
+//! PID 1                          stage
+//!   Orders     ────────────▶
+//!              ◀────────────     Prepared, or Failed and it ends
+//!   Execute    ────────────▶
+//!              ◀────────────     the socket closes by the exec, or Failed and it ends
+//! ```
+
+mod identity;
+mod inside;
+mod mounts;
+mod paths;
+mod program;
+mod tree;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use beta9_sys::machine::children_in_new_pid_namespace;
+use beta9_sys::program::pass_descriptor;
+use beta9_sys::reaper::{ChildExit, Reaper};
+use beta9_wire::{ContainerSpec, Error, Frame, decode, read_frame, write_message};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::container::Pipes;
+use crate::failure::{Context, Failure, Result};
+
+pub(crate) use inside::run;
+
+/// How long the stage may take for either of its two steps. The first may look into a share of the host.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the stage is to prepare.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    /// The directory that becomes `/`.
+    pub(crate) root: PathBuf,
+    /// Where the container's share is mounted, if it has one.
+    pub(crate) share: Option<PathBuf>,
+    /// Everything else.
+    pub(crate) spec: ContainerSpec,
+}
+
+/// The stage's answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Prepared,
+    Failed(Failure),
+}
+
+/// The word that lets a prepared stage execute its program.
+#[derive(Debug, Serialize, Deserialize)]
+struct Execute;
+
+/// A stage, seen from PID 1; after [`Stage::execute`], the container's main process.
+pub(crate) struct Stage {
+    pid: Pid,
+    socket: Option<UnixStream>,
+}
+
+impl Stage {
+    /// Starts a stage, lets `place` put it into its cgroup, and waits until it has prepared everything.
+    ///
+    /// On an error it is on its way to its end, by itself.
+    pub(crate) fn prepare(
+        reaper: &Reaper,
+        orders: Orders,
+        pipes: Pipes,
+        place: impl FnOnce(Pid) -> Result<()>,
+        on_exit: impl FnOnce(ChildExit) + Send + 'static,
+    ) -> Result<Self> {
+        let (mut socket, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
+        socket.set_read_timeout(Some(DEADLINE)).context(|| "set a deadline")?;
+        socket.set_write_timeout(Some(DEADLINE)).context(|| "set a deadline")?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("beta9-vm-init").arg("stage").env_clear();
+        command.stdin(pipes.stdin).stdout(pipes.stdout).stderr(pipes.stderr);
+        pass_descriptor(&mut command, theirs.into());
+        let pid = in_new_pid_namespace(reaper, command, on_exit).context(|| "start the container's init")?;
+        place(pid)?;
+        write_message(&mut socket, &orders).context(|| "tell the container's init its orders")?;
+        match answer(&mut socket)? {
+            Some(Answer::Prepared) => Ok(Self { pid, socket: Some(socket) }),
+            Some(Answer::Failed(failure)) => Err(failure),
+            None => Err(Failure::refused("the container's init ended while it prepared the container")),
+        }
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Lets it execute its program; returns when it has. Only once.
+    pub(crate) fn execute(&mut self) -> Result<()> {
+        let mut socket = self.socket.take().ok_or_else(|| Failure::refused("it is started already"))?;
+        write_message(&mut socket, &Execute).context(|| "let the container's init go on")?;
+        match answer(&mut socket)? {
+            None => Ok(()),
+            Some(Answer::Failed(failure)) => Err(failure),
+            Some(Answer::Prepared) => Err(Failure::refused("the container's init is confused")),
+        }
+    }
+}
+
+/// The stage's next answer; `None` when it has closed the socket.
+fn answer(socket: &mut UnixStream) -> Result<Option<Answer>> {
+    match read_frame(socket) {
+        Ok(Frame::Message(body)) => decode("stage", &body).map(Some).context(|| "hear the container's init"),
+        Ok(Frame::Data(_)) => Err(Failure::refused("the container's init is confused")),
+        Err(Error::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error).context(|| "wait for the container's init"),
+    }
+}
+
+fn in_new_pid_namespace(
+    reaper: &Reaper,
+    mut command: Command,
+    on_exit: impl FnOnce(ChildExit) + Send + 'static,
+) -> io::Result<Pid> {
+    // A fresh thread, because its children are bound to the new namespace from then on.
+    let spawn = move || {
+        children_in_new_pid_namespace()?;
+        reaper.spawn(&mut command, on_exit).map(|spawned| spawned.pid)
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, spawn)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
+    })
+}
