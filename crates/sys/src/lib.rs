@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod command;
 pub mod machine;
+pub mod processor;
 pub mod program;
 pub mod reaper;
 pub mod signals;
