@@ -8,13 +8,14 @@
 //! DIR/initrd.img   /init, /modules/*.ko, /modules/order, /dev/console, /dev/null
 //! ```
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
 use crate::cpio::Archive;
-use crate::kernel_modules::Modules;
+use crate::kernel_modules::{Modules, Purpose};
 
 /// An error that is only ever printed.
 type Result<T> = std::result::Result<T, String>;
@@ -49,17 +50,16 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     install(&vmlinux, &out.join("vmlinux"))?;
 
     let init = build_init(workspace, &target)?;
-    let modules = Modules::of(&unpacked.join("lib/modules").join(version))?.guest_order()?;
+    let modules = Modules::of(&unpacked.join("lib/modules").join(version))?.for_guest()?;
     let initrd = initramfs(&init, &modules)?;
     let path = out.join("initrd.img");
     if fs::read(&path).ok().as_deref() != Some(&initrd) {
         write(&path, &initrd)?;
     }
     progress(&format!(
-        "{}: vmlinux {version}, initrd.img {} KiB with {} modules, vm-init {} KiB",
+        "{}: vmlinux {version}, initrd.img {} KiB, vm-init {} KiB",
         out.display(),
         initrd.len() >> 10,
-        modules.len(),
         init.len() >> 10
     ));
     Ok(())
@@ -173,7 +173,7 @@ fn build_init(workspace: &Path, target: &Path) -> Result<Vec<u8>> {
     read(&target.join(TARGET).join("guest/beta9-vm-init"))
 }
 
-fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
+fn initramfs(init: &[u8], purposes: &[Purpose]) -> Result<Vec<u8>> {
     let pack = || -> std::io::Result<Vec<u8>> {
         let mut archive = Archive::new(Vec::new());
         archive.directory("dev")?;
@@ -182,11 +182,16 @@ fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
         archive.character_device("dev/null", 1, 3)?;
         archive.file("init", 0o755, init)?;
         archive.directory("modules")?;
-        let mut order = String::new();
-        for module in modules {
-            let name = module.file_name().unwrap_or_default().to_string_lossy();
-            archive.file(&format!("modules/{name}"), 0o644, &fs::read(module)?)?;
-            order.push_str(&name);
+        let (mut order, mut packed) = (String::new(), BTreeSet::new());
+        for Purpose { name, files } in purposes {
+            order.push_str(&format!("{name}:"));
+            for file in files {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                order.push_str(&format!(" {name}"));
+                if packed.insert(file) {
+                    archive.file(&format!("modules/{name}"), 0o644, &fs::read(file)?)?;
+                }
+            }
             order.push('\n');
         }
         archive.file("modules/order", 0o644, order.as_bytes())?;
