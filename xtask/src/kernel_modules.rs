@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-type Result<T> = std::result::Result<T, String>;
+use anyhow::{Context, Result};
 
 /// What a guest's init asks for, and the module that serves it: transports and devices of the engines, file systems of
 /// root, layer and shares.
@@ -41,13 +41,13 @@ impl Modules {
     /// Finds the modules below `lib/modules/VERSION`.
     pub(crate) fn of(directory: &Path) -> Result<Self> {
         let list = directory.join("modules.builtin");
-        let builtin = fs::read_to_string(&list).map_err(|e| format!("read {}: {e}", list.display()))?;
+        let builtin = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
         let builtin = builtin.lines().map(|line| module_name(Path::new(line))).collect();
         let mut files = BTreeMap::new();
         let mut directories = vec![directory.join("kernel")];
         while let Some(directory) = directories.pop() {
             let entries =
-                fs::read_dir(&directory).map_err(|e| format!("read {}: {e}", directory.display()))?;
+                fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
             for path in entries.flatten().map(|entry| entry.path()) {
                 if path.is_dir() {
                     directories.push(path);
@@ -74,11 +74,11 @@ impl Modules {
         if self.builtin.contains(&name) {
             return Ok(());
         }
-        let file = self.files.get(&name).ok_or_else(|| format!("this kernel has no module {name}"))?;
+        let file = self.files.get(&name).with_context(|| format!("this kernel has no module {name}"))?;
         if order.contains(file) {
             return Ok(());
         }
-        let bytes = fs::read(file).map_err(|e| format!("read {}: {e}", file.display()))?;
+        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let (needed, wished) = dependencies(&bytes);
         for needed in needed {
             self.add(&needed, order)?;

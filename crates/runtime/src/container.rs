@@ -28,8 +28,9 @@ pub trait Runtime: Send + Sync {
     /// Prepares a container up to the point where only its process is missing. On failure nothing is left.
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>>;
 
-    /// Takes away everything a container left whose supervisor is gone. Missing is fine.
-    async fn clean(&self, id: &ContainerId) -> Result<()>;
+    /// Takes away everything a container left whose supervisor is gone, or whose start was abandoned half-way.
+    /// `dir` and `cgroup` are those of its [`CreateRequest`]. Missing is fine.
+    async fn clean(&self, id: &ContainerId, dir: &Path, cgroup: &Cgroup) -> Result<()>;
 }
 
 /// One created container.

@@ -8,8 +8,10 @@
 pub mod cgroup;
 pub mod command;
 pub mod machine;
+pub mod namespaces;
 pub mod program;
 pub mod reaper;
+pub mod signalfd;
 pub mod signals;
 pub mod vsock;
 

@@ -5,12 +5,14 @@ use crate::Exit;
 /// Where a container is in its life.
 ///
 /// ```text
-/// starting ──▶ running ──▶ exited
-///     └───────────────────────▲
+/// created ──▶ starting ──▶ running ──▶ exited
+///                 └───────────────────────▲
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum ContainerState {
+    /// The record exists; nothing has been started for it.
+    Created,
     /// The supervisor is preparing the root file system, the runtime or the VM.
     Starting,
     /// The container's process runs.
@@ -26,10 +28,16 @@ impl ContainerState {
     /// The word used in tables and filters.
     pub fn status(&self) -> &'static str {
         match self {
+            Self::Created => "created",
             Self::Starting => "starting",
             Self::Running { .. } => "running",
             Self::Exited(_) => "exited",
         }
+    }
+
+    /// Whether the start is behind it, however it went.
+    pub fn is_started(&self) -> bool {
+        matches!(self, Self::Running { .. } | Self::Exited(_))
     }
 
     /// How it ended, if it did.

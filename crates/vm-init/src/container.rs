@@ -179,8 +179,9 @@ impl Container {
             ChildExit::Code(code) => (code, 0),
             ChildExit::Signal(signal) => (0, signal),
         };
-        const KILLED: u8 = 9;
-        let oom = signal == KILLED && self.group.oom_kills() > 0;
+        // A shell that is init reports the death of its child as 128 + SIGKILL.
+        let killed = matches!(exit, ChildExit::Signal(9) | ChildExit::Code(137));
+        let oom = killed && self.group.oom_kills() > 0;
         let exit = GuestExit { code, signal, oom, stdout_bytes: totals.stdout, stderr_bytes: totals.stderr };
         loop {
             machine.reports.send(&FromGuest::Exited { container: id.clone(), exit });

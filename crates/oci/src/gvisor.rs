@@ -1,0 +1,109 @@
+//! Containers on gVisor's kernel in user space, by `runsc`.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use async_trait::async_trait;
+use beta9_runtime::{
+    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, RootfsForm, Runtime, find_program,
+};
+use beta9_sys::cgroup::Cgroup;
+use beta9_sys::reaper::Reaper;
+use beta9_types::{ContainerId, RuntimeKind, RuntimeSettings};
+use oci_spec::runtime::Spec;
+
+use crate::container::{self, OomRule};
+use crate::program::{Files, Program};
+use crate::runc;
+
+/// What `gvisor` can do.
+pub const GVISOR_CAPABILITIES: Capabilities = Capabilities {
+    checkpoint_restore: false,
+    gpu: false,
+    oom_events: true,
+    join_existing_netns: true,
+    cdi: false,
+};
+
+/// The `gvisor` runtime.
+pub struct Gvisor {
+    program: Program,
+    reaper: Reaper,
+}
+
+impl Gvisor {
+    /// Finds the program and picks its platform: the configured one where the program knows it, else `ptrace`. Returns
+    /// the settings with both filled in. Runs the program once and waits for it, so never call this in a process that
+    /// has a reaper.
+    pub fn find(settings: &RuntimeSettings) -> Result<RuntimeSettings> {
+        let bin = find_program(&settings.gvisor_bin).ok_or_else(|| {
+            let text = format!(
+                "gVisor program {} was not found in PATH: install runsc (Debian: apt-get install runsc) or set gvisor_bin",
+                settings.gvisor_bin.display()
+            );
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        let mut found = settings.clone();
+        if settings.gvisor_platform == "systrap" && !knows_systrap(&bin)? {
+            found.gvisor_platform = "ptrace".to_owned();
+        }
+        found.gvisor_bin = bin;
+        Ok(found)
+    }
+
+    /// A runtime with the settings that [`Gvisor::find`] returned.
+    pub fn new(settings: &RuntimeSettings, reaper: Reaper) -> Self {
+        let mut global: Vec<OsString> = vec!["--root".into(), settings.gvisor_root.clone().into()];
+        global.push(format!("--platform={}", settings.gvisor_platform).into());
+        // Loopback only, until networks exist.
+        global.push("--network=none".into());
+        global.extend(settings.gvisor_extra_args.iter().map(OsString::from));
+        Self { program: Program { bin: settings.gvisor_bin.clone(), global }, reaper }
+    }
+}
+
+/// systrap came in 2023; an older program refuses the flag's value with "unknown platform".
+fn knows_systrap(bin: &Path) -> Result<bool> {
+    let output = Command::new(bin)
+        .args(["--platform=systrap", "help"])
+        .output()
+        .map_err(|e| Error::caused(ErrorKind::Unavailable, format!("run {}", bin.display()), e))?;
+    Ok(output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("unknown platform"))
+}
+
+#[async_trait]
+impl Runtime for Gvisor {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Gvisor
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        GVISOR_CAPABILITIES
+    }
+
+    fn rootfs_form(&self) -> RootfsForm {
+        RootfsForm::Directory
+    }
+
+    /// gVisor filters system calls by being the kernel; a seccomp profile for the host's kernel means nothing to it.
+    fn prepare(&self, spec: &mut Spec) -> Result<()> {
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(None);
+        }
+        Ok(())
+    }
+
+    async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
+        // runsc applies limits only to a cgroup that it made itself.
+        request
+            .cgroup
+            .remove()
+            .map_err(|e| Error::caused(ErrorKind::Failed, "hand the cgroup to runsc", e))?;
+        runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
+    }
+
+    async fn clean(&self, id: &ContainerId, dir: &Path, cgroup: &Cgroup) -> Result<()> {
+        container::delete(&self.program, &self.reaper, &Files::in_dir(dir), id, cgroup).await
+    }
+}
