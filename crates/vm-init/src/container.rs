@@ -99,10 +99,14 @@ impl Container {
     fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
         let Order { container: id, root, spec } = order;
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
-        let disks = Disks::mount(&place, &root)?;
+        let disks = Disks::mount(&place, &root, &machine.modules)?;
         let group = Group::create(&id, &spec.resources)?;
         let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
-        let share = if spec.mounts.iter().any(shared) { Some(Share::mount(&place, &id)?) } else { None };
+        let share = if spec.mounts.iter().any(shared) {
+            Some(Share::mount(&place, &id, &machine.modules)?)
+        } else {
+            None
+        };
         let (streams, pipes) = Streams::open(&id, spec.process.stdin)?;
         let orders = Orders {
             root: disks.root(),

@@ -13,6 +13,7 @@ use beta9_wire::{FromGuest, StartFailure, ToGuest};
 
 use crate::container::{self, Event, Order};
 use crate::control::{self, Reports, Requests};
+use crate::modules::Modules;
 use crate::{boot, report};
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
@@ -26,6 +27,8 @@ pub(crate) struct Machine {
     pub(crate) reports: Reports,
     /// The owner of all children.
     pub(crate) reaper: Reaper,
+    /// What the kernel can still load.
+    pub(crate) modules: Modules,
     containers: Mutex<HashMap<ContainerId, SyncSender<Event>>>,
     /// Signalled when a container is gone.
     gone: Condvar,
@@ -34,12 +37,11 @@ pub(crate) struct Machine {
 /// Is PID 1. Does not return.
 pub(crate) fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| report::fatal(&panic.to_string().replace('\n', " "))));
-    if let Err(failure) = boot::boot() {
-        report::fatal(&failure.message);
-    }
+    let modules = boot::boot().unwrap_or_else(|failure| report::fatal(&failure.message));
     let reaper = Reaper::start().unwrap_or_else(|error| report::fatal(&format!("start the reaper: {error}")));
     let (_sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
-    let machine = Arc::new(Machine { reports, reaper, containers: Mutex::default(), gone: Condvar::new() });
+    let machine =
+        Arc::new(Machine { reports, reaper, modules, containers: Mutex::default(), gone: Condvar::new() });
     let lost = serve(&machine, requests);
     machine.end(lost.as_deref())
 }
