@@ -94,7 +94,7 @@ pub(super) struct Ran {
     pub(super) errors: String,
     pub(super) exit_code: Option<i32>,
     /// From the request to the running process, as the container's record has it.
-    pub(super) start_ms: u64,
+    pub(super) start_ms: Option<u64>,
 }
 
 /// A pool and what happened in it; nothing where it is not ready.

@@ -150,7 +150,7 @@ impl Session {
             output: String::from_utf8_lossy(&output.stdout).into_owned(),
             errors: String::from_utf8_lossy(&output.stderr).into_owned(),
             exit_code: output.status.code(),
-            start_ms: start.unwrap_or_default() / 1000,
+            start_ms: start.map(|microseconds| microseconds / 1000),
         })
     }
 

@@ -60,7 +60,7 @@ fn cells(row: &Row, notes: &mut Vec<String>) -> [String; HEADER.len()] {
         why(row, notes),
         row.kernel().to_owned(),
         or_dash(ran.and_then(|ran| ran.exit_code).map(|code| code.to_string())),
-        or_dash(ran.map(|ran| format!("{} ms", ran.start_ms))),
+        or_dash(ran.and_then(|ran| ran.start_ms).map(|ms| format!("{ms} ms"))),
     ]
 }
 
@@ -134,7 +134,7 @@ mod tests {
             output: "kernel 6.1.0\npid 1\nsum of squares 332833500\n".to_owned(),
             errors: String::new(),
             exit_code: Some(code),
-            start_ms: 41,
+            start_ms: Some(41),
         });
         let pool = Pool {
             name: name.to_owned(),
