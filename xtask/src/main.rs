@@ -34,7 +34,7 @@ enum Chore {
     Guest(guest::Options),
     /// Set the machine up and run the tests (needs root).
     Test(test::Options),
-    /// Set the machine up and build what a demonstration needs (needs root).
+    /// Run one program in every runtime, side by side, from a fresh machine on (needs root).
     Demo,
     /// Run a command in a nested machine with a KVM that boots real guests and with cgroup v2 alone (needs root).
     Nested(nested::Options),

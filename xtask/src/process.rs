@@ -1,13 +1,21 @@
 //! Running other programs: one line of progress each, and their own words when they fail.
 
 use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 /// Lines of a failed program's output that are repeated.
 const SHOWN: usize = 30;
+
+/// How often a step shows on a terminal that it goes on.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often elsewhere.
+const REMINDER: Duration = Duration::from_secs(30);
 
 /// A program with arguments, stdin closed.
 pub(crate) fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
@@ -33,13 +41,30 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Shows that `what` has begun and, when `work` is done, how long it took.
+/// Shows that `what` has begun, that it goes on, and, when `work` is done, how long it took.
 pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
-    eprintln!("   {what} …");
-    let done = work().with_context(|| format!("{what}: failed"))?;
-    eprintln!("   {what}: {:.1} s", start.elapsed().as_secs_f64());
-    Ok(done)
+    let is_terminal = std::io::stderr().is_terminal();
+    let (running, ended) = channel::<()>();
+    eprint!("   {what} …{}", if is_terminal { "\r" } else { "\n" });
+    let done = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let every = if is_terminal { TICK } else { REMINDER };
+            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                let (seconds, end) = (start.elapsed().as_secs(), if is_terminal { "\r" } else { "\n" });
+                eprint!("   {what} … {seconds} s{end}");
+            }
+        });
+        let done = work();
+        drop(running);
+        done
+    });
+    let clear = if is_terminal { "\u{1b}[K" } else { "" };
+    match &done {
+        Ok(_) => eprintln!("{clear}   {what}: {:.1} s", start.elapsed().as_secs_f64()),
+        Err(_) => eprintln!("{clear}   {what}: failed after {:.1} s", start.elapsed().as_secs_f64()),
+    }
+    done.with_context(|| format!("cannot {what}"))
 }
 
 /// The last `lines` lines of `text`.

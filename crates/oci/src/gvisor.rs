@@ -72,19 +72,6 @@ fn knows_systrap(bin: &Path) -> Result<bool> {
     Ok(output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("unknown platform"))
 }
 
-/// runsc sets the limits of groups that it makes itself. Ours exists already, and it leaves that one as it is.
-fn limit_memory(request: &CreateRequest) -> Result<()> {
-    let resources = request.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let limit = resources.and_then(|resources| resources.memory().as_ref()?.limit());
-    match limit.and_then(|bytes| u64::try_from(bytes).ok()) {
-        Some(bytes) => request
-            .cgroup
-            .limit_memory(bytes)
-            .map_err(|e| Error::caused(ErrorKind::Failed, "limit the sandbox's memory", e)),
-        None => Ok(()),
-    }
-}
-
 #[async_trait]
 impl Runtime for Gvisor {
     fn kind(&self) -> RuntimeKind {
@@ -108,7 +95,11 @@ impl Runtime for Gvisor {
     }
 
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
-        limit_memory(&request)?;
+        // runsc applies limits only to a cgroup that it made itself.
+        request
+            .cgroup
+            .remove()
+            .map_err(|e| Error::caused(ErrorKind::Failed, "hand the cgroup to runsc", e))?;
         runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
     }
 

@@ -39,6 +39,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// A container that survives SIGKILL for so long is ended from outside.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A signal that was being sent when the container ended is answered within this time.
+const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a record that goes away with its container waits for somebody to see the end.
 const LINGER: Duration = Duration::from_secs(5);
 /// The grace that a supervisor grants when it is told to end itself.
@@ -102,7 +104,8 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
 
     let cgroup = cgroup(&record.id);
-    let runtime = runtimes::build(record.runtime, &record.settings, reaper);
+    let runtime = runtimes::build(record.runtime, &record.settings, reaper)
+        .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
     life.run(container_stdio, pumps, log).await;
     if life.record.request.auto_remove {
@@ -230,7 +233,11 @@ impl Life {
         loop {
             let at = deadline.at();
             tokio::select! {
-                exit = container.exit() => return exit,
+                exit = container.exit() => {
+                    // Whoever sent the signal that ended it gets an answer.
+                    let _ = timeout(SEND_DEADLINE, async { while sends.join_next().await.is_some() {} }).await;
+                    return exit;
+                }
                 command = next_command(&mut self.inbox) => match command {
                     Command::Signal { number, all, done } => {
                         let target = if all { SignalTarget::All } else { SignalTarget::Main };

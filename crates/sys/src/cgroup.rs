@@ -23,6 +23,8 @@ pub struct Cgroup {
     path: PathBuf,
     /// The group's directory in every hierarchy.
     directories: Vec<Hierarchy>,
+    /// Where it would be in the v1 hierarchies that nobody here uses, and in which runtime programs make it anyway.
+    unused: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,10 +34,22 @@ struct Hierarchy {
     directory: PathBuf,
 }
 
+/// An opened `cgroup.procs` of every hierarchy of a group.
+#[derive(Debug)]
+pub struct CgroupEntrance {
+    pub(crate) files: Vec<fs::File>,
+}
+
 impl Cgroup {
     /// Names the group `path` (relative, without `..`) in the hierarchies mounted at `/sys/fs/cgroup`. Makes nothing.
     pub fn at(path: impl AsRef<Path>) -> Self {
         Self::below(Path::new("/sys/fs/cgroup"), path.as_ref())
+    }
+
+    /// A group in no hierarchy: entering and limiting it does nothing. For probes and tests on machines without
+    /// cgroups of their own.
+    pub fn none() -> Self {
+        Self { path: PathBuf::new(), directories: Vec::new(), unused: Vec::new() }
     }
 
     fn below(mount: &Path, path: &Path) -> Self {
@@ -46,7 +60,15 @@ impl Cgroup {
             let v1 = V1_CONTROLLERS.iter().map(|name| hierarchy(name, mount.join(name)));
             v1.filter(|h| h.directory.ancestors().any(|dir| dir.join("cgroup.procs").exists())).collect()
         };
-        Self { path: path.to_owned(), directories }
+        let unused = if directories.iter().any(|h| h.controller.is_empty()) {
+            Vec::new()
+        } else {
+            // `cpuacct` may be a link to `cpu,cpuacct`; a group that is not there is removed as easily as one that is.
+            let names =
+                fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path().join(path));
+            names.filter(|directory| directories.iter().all(|h| h.directory != *directory)).collect()
+        };
+        Self { path: path.to_owned(), directories, unused }
     }
 
     /// The path in the form of an OCI `linux.cgroupsPath`: absolute below the hierarchy's root.
@@ -72,6 +94,17 @@ impl Cgroup {
             fs::write(&file, pid.to_string()).map_err(|e| Error::at("enter cgroup", &file, e))?;
         }
         Ok(())
+    }
+
+    /// Opens the group's door, for a child to step through before it executes its program: see
+    /// [`CommandExtra::enter_cgroup`](crate::command::CommandExtra::enter_cgroup).
+    pub fn entrance(&self) -> Result<CgroupEntrance> {
+        let open = |hierarchy: &Hierarchy| {
+            let file = hierarchy.directory.join("cgroup.procs");
+            fs::OpenOptions::new().write(true).open(&file).map_err(|e| Error::at("open cgroup", &file, e))
+        };
+        let files = self.directories.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok(CgroupEntrance { files })
     }
 
     /// Limits the group's memory to `bytes`.
@@ -143,18 +176,22 @@ impl Cgroup {
         }
     }
 
+    fn everywhere(&self) -> impl Iterator<Item = &PathBuf> {
+        self.directories.iter().map(|hierarchy| &hierarchy.directory).chain(&self.unused)
+    }
+
     /// Removes the group if nothing is in it and nothing is below it.
     pub fn remove_if_empty(&self) {
-        for hierarchy in &self.directories {
+        for directory in self.everywhere() {
             // Busy means that somebody needs it, which is an answer and no failure.
-            let _ = fs::remove_dir(&hierarchy.directory);
+            let _ = fs::remove_dir(directory);
         }
     }
 
     /// Removes the group and what is below it. Missing is fine; processes inside are an error.
     pub fn remove(&self) -> Result<()> {
-        for hierarchy in &self.directories {
-            let mut directories = with_descendants(&hierarchy.directory);
+        for directory in self.everywhere() {
+            let mut directories = with_descendants(directory);
             directories.reverse();
             for directory in directories {
                 remove_group(&directory)?;

@@ -1,8 +1,13 @@
 //! What a child does between fork and exec, as safe additions to [`Command`].
 
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use rustix::thread::LinkNameSpaceType;
+
+use crate::cgroup::CgroupEntrance;
 
 /// Namespaces a child is moved into before it executes its program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,10 @@ pub trait CommandExtra {
     fn die_with_parent(&mut self) -> &mut Self;
     /// The child gets new namespaces of these kinds.
     fn unshare(&mut self, namespaces: &[Namespace]) -> &mut Self;
+    /// The child enters a cgroup, so that not even its first instruction runs outside.
+    fn enter_cgroup(&mut self, entrance: CgroupEntrance) -> &mut Self;
+    /// The child joins the network namespace that `namespace` is an open file of.
+    fn join_network(&mut self, namespace: OwnedFd) -> &mut Self;
 }
 
 impl CommandExtra for Command {
@@ -60,6 +69,22 @@ impl CommandExtra for Command {
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { self.pre_exec(enter) }
     }
+
+    fn enter_cgroup(&mut self, entrance: CgroupEntrance) -> &mut Self {
+        // `0` means the process that writes.
+        let enter = move || entrance.files.iter().try_for_each(|mut file| file.write_all(b"0"));
+        // SAFETY: the closure only writes to files that are open, and allocates nothing.
+        unsafe { self.pre_exec(enter) }
+    }
+
+    fn join_network(&mut self, namespace: OwnedFd) -> &mut Self {
+        let join = move || {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(io::Error::from)
+        };
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { self.pre_exec(join) }
+    }
 }
 
 #[cfg(test)]
@@ -73,5 +98,21 @@ mod tests {
         let text = String::from_utf8(child.stdout).unwrap();
         let (pid, session) = text.trim().split_once(' ').unwrap();
         assert_eq!(pid, session);
+    }
+    #[test]
+    fn a_child_is_in_its_cgroup_and_network_before_its_program_starts() {
+        let group = tempfile::NamedTempFile::new().unwrap();
+        let files = vec![group.reopen().unwrap()];
+        let network = std::fs::File::open("/proc/self/ns/net").unwrap();
+        let status =
+            Command::new("true").enter_cgroup(CgroupEntrance { files }).join_network(network.into()).status();
+        match status {
+            Ok(status) => assert!(status.success()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return eprintln!("skipped: joining a namespace needs root");
+            }
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(std::fs::read(group.path()).unwrap(), b"0");
     }
 }

@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::service::{OWN_PROGRAM, blocking};
+use crate::service::{blocking, own_program};
 
 /// A probe has deadlines of its own; this one is for a probe that is stuck.
 const PROBE_DEADLINE: Duration = Duration::from_secs(150);
@@ -112,10 +112,8 @@ async fn probe(root: &Path, kind: RuntimeKind, settings: &RuntimeSettings) -> Re
 /// Runs the probe in a process of its own, which owns the VM's processes and takes them with it.
 async fn ask(kind: RuntimeKind, settings: &RuntimeSettings) -> Result<Answer> {
     let failed = |e: std::io::Error| Error::internal("run the probe", e);
-    let mut child = Command::new(OWN_PROGRAM)
+    let mut child = Command::from(own_program())
         .args(["probe", kind.as_str()])
-        .env_clear()
-        .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -4,7 +4,7 @@
 //! on to the worker, whose end is then ours.
 
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use clap::Args;
 use rustix::process::{Signal, kill_process};
 
 use crate::cli::{Failure, Outcome};
-use crate::service::OWN_PROGRAM;
+use crate::service::own_program;
 use crate::terminal;
 
 /// A worker that ends again so soon is started again only after a pause.
@@ -53,8 +53,9 @@ pub(super) fn run(args: InitArgs) -> Outcome {
     let mut is_ending = false;
     loop {
         let started = Instant::now();
-        let mut command = Command::new(OWN_PROGRAM);
-        command.arg("serve").args(&args.serve);
+        let mut command = own_program();
+        // The worker takes its settings from the pod's environment.
+        command.envs(std::env::vars_os()).arg("serve").args(&args.serve);
         let ended = sender.clone();
         let worker = reaper
             .spawn(&mut command, move |exit| {

@@ -102,13 +102,6 @@ enum Command {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
     },
-    /// Serve one container's mounts to its VM. Started by its supervisor.
-    #[command(hide = true)]
-    Share {
-        /// What the file server of the microvm crate takes.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
-    },
 }
 
 /// A command that did not do what was asked: what to say, and the exit code.
@@ -150,7 +143,6 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
-        Command::Share { args } => internal::share(args),
         Command::Init(args) => init::run(args),
         command => client_command(&global, command),
     };
@@ -196,4 +188,22 @@ fn client_command(global: &Global, command: Command) -> Outcome {
     // A read of stdin that never returns must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_containers_own_flags_are_not_ours() {
+        let cli = Cli::try_parse_from(["beta9-worker", "run", "--rm", "image", "sh", "-c", "exit 7", "--rm"]);
+        assert!(matches!(cli.unwrap().command, Command::Run(_)));
+    }
 }

@@ -1,6 +1,7 @@
 //! Starting a supervisor: an exec of this very program that outlives this process.
 
 use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -17,8 +18,13 @@ const RECOVERY_DEADLINE: Duration = Duration::from_secs(60);
 /// How much of what a supervisor said is repeated in an error.
 const SAID_BYTES: usize = 2000;
 
-/// This program by a path that stays true when its file is replaced by an upgrade.
-pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+/// This program, by a path that stays true when its file is replaced by an upgrade, under its own name. Nothing of the
+/// caller's environment is passed on but `PATH`, along which programs are found.
+pub(crate) fn own_program() -> std::process::Command {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0("beta9-worker").env_clear().envs(std::env::vars_os().filter(|(name, _)| name == "PATH"));
+    command
+}
 
 /// Starts the supervisor of a created container. Returns when its socket accepts clients.
 pub(super) async fn start(directory: &ContainerDirectory) -> Result<()> {
@@ -58,9 +64,7 @@ fn spawn(directory: &ContainerDirectory, stdout: Stdio) -> Result<Child> {
         .append(true)
         .open(&log_path)
         .map_err(|e| Error::internal(format!("open {}", log_path.display()), e))?;
-    let mut command = std::process::Command::new(OWN_PROGRAM);
-    // Nothing of the caller's environment is a container's business; programs are found along PATH.
-    command.env_clear().envs(std::env::vars_os().filter(|(name, _)| name == "PATH"));
+    let mut command = own_program();
     command.arg("supervise").arg(directory.path()).current_dir("/");
     command.stdin(Stdio::null()).stdout(stdout).stderr(log).new_session();
     Command::from(command).spawn().map_err(|e| Error::internal("start a supervisor", e))

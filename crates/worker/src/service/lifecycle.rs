@@ -16,9 +16,6 @@ use crate::service::follow::Follower;
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
-/// SIGKILL's number; stopping needs no other by number.
-const SIGKILL: i32 = 9;
-
 /// A container and where it is in its life.
 pub(super) struct Described {
     pub(super) record: Record,
@@ -199,7 +196,8 @@ impl Worker {
             }
             let mut follower = Follower::new(directory.clone(), Until::Gone);
             follower.next().await?;
-            Supervisor::of(directory.clone()).signal(SIGKILL, false).await?;
+            // Not a signal: a stop also ends what SIGKILL cannot reach, such as a stuck VM.
+            Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
             follower.last_or_gone().await?;
         }
         blocking(move || forget(&directory, &record)).await
@@ -219,8 +217,7 @@ impl Worker {
         let (mut running, mut lost) = (0u32, 0u32);
         for id in self.ids()? {
             let Some((directory, record)) = self.by_id(&id).unwrap_or_default() else {
-                // A directory without a record is a create that was interrupted.
-                let _ = fs::remove_dir_all(ContainerDirectory::of(&self.root, &id).path());
+                remove_interrupted(ContainerDirectory::of(&self.root, &id).path());
                 continue;
             };
             if needs_recovery(&directory)? {
@@ -247,6 +244,15 @@ impl Follower {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+/// A directory without a record is a create that was interrupted, unless it is so young that it may be under way.
+fn remove_interrupted(directory: &Path) {
+    const UNDER_WAY: Duration = Duration::from_secs(60);
+    let age = fs::metadata(directory).and_then(|meta| meta.modified()).map(|time| time.elapsed());
+    if matches!(age, Ok(Ok(age)) if age > UNDER_WAY) {
+        let _ = fs::remove_dir_all(directory);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::pools::Pools;
 
 pub(crate) use grpc::router;
-pub(crate) use launch::OWN_PROGRAM;
+pub(crate) use launch::own_program;
 
 /// One worker on one root directory.
 pub(crate) struct Worker {
