@@ -35,8 +35,6 @@ const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
 
 /// Bytes still in the pipes when the process is gone are read within this time.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// A signal that is being sent when the container ends is reported within this time.
-const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// A container that survives SIGKILL for so long is ended from outside.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// A signal that was being sent when the container ended is answered within this time.
@@ -161,10 +159,9 @@ struct Life {
 
 impl Life {
     async fn run(&mut self, stdio: ContainerStdio, pumps: JoinSet<()>, log: SharedLog) {
-        let mut sends = JoinSet::new();
         let (mut container, exit) = match self.start(stdio).await {
             Ok(mut container) => {
-                let exit = self.watch_over(container.as_mut(), &mut sends).await;
+                let exit = self.watch_over(container.as_mut()).await;
                 (Some(container), exit)
             }
             Err(exit) => {
@@ -175,8 +172,6 @@ impl Life {
         self.marks.reach(Phase::Exited);
         // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
         self.publish(ContainerState::Exited(exit.clone()), false);
-        // Whoever sent the signal that ended it hears so, not that there was nothing to send it to.
-        let _ = timeout(SEND_DEADLINE, async { while sends.join_next().await.is_some() {} }).await;
         drain(pumps).await;
         self.give_back(container.as_deref_mut()).await;
         self.marks.reach(Phase::Cleaned);
@@ -223,9 +218,10 @@ impl Life {
     }
 
     /// Waits for the verdict and passes on signals meanwhile.
-    async fn watch_over(&mut self, container: &mut dyn Container, sends: &mut JoinSet<()>) -> Exit {
+    async fn watch_over(&mut self, container: &mut dyn Container) -> Exit {
         let signals = container.signals();
         let mut deadline = Deadline::None;
+        let mut sends = JoinSet::new();
         let send = |number, target| {
             let signals = Arc::clone(&signals);
             async move { signals.send(number, target).await.map_err(|e| e.chain()) }
