@@ -1,7 +1,7 @@
 //! Containers on gVisor's kernel in user space, by `runsc`.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use async_trait::async_trait;
@@ -29,6 +29,7 @@ pub const GVISOR_CAPABILITIES: Capabilities = Capabilities {
 /// The `gvisor` runtime.
 pub struct Gvisor {
     program: Program,
+    root: PathBuf,
     reaper: Reaper,
 }
 
@@ -59,7 +60,8 @@ impl Gvisor {
         // Loopback only, until networks exist.
         global.push("--network=none".into());
         global.extend(settings.gvisor_extra_args.iter().map(OsString::from));
-        Self { program: Program { bin: settings.gvisor_bin.clone(), global }, reaper }
+        let program = Program { bin: settings.gvisor_bin.clone(), global };
+        Self { program, root: settings.gvisor_root.clone(), reaper }
     }
 }
 
@@ -104,6 +106,13 @@ impl Runtime for Gvisor {
     }
 
     async fn clean(&self, id: &ContainerId, dir: &Path, cgroup: &Cgroup) -> Result<()> {
-        container::delete(&self.program, &self.reaper, &Files::in_dir(dir), id, cgroup).await
+        container::delete(&self.program, &self.reaper, &Files::in_dir(dir), id, cgroup).await?;
+        // A create that was cut short has no state yet, only the lock, which `delete` then leaves.
+        match std::fs::remove_file(self.root.join(format!("{id}_sandbox:{id}.lock"))) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::caused(ErrorKind::Failed, format!("remove the lock of {id}"), e))
+            }
+            _ => Ok(()),
+        }
     }
 }
