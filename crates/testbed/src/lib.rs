@@ -14,6 +14,7 @@ pub mod stories;
 pub mod suite;
 
 mod error;
+mod processes;
 mod program;
 mod site;
 mod world;

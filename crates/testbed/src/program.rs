@@ -52,6 +52,12 @@ impl Invocation {
         self
     }
 
+    /// Takes an environment variable away.
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Writes these bytes to its stdin, then closes it.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Input::Bytes(bytes.into());

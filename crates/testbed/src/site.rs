@@ -45,11 +45,11 @@ pub struct Site {
 impl Site {
     /// Makes one and imports the image. Says what to do where something is missing.
     pub fn prepare() -> Result<Self> {
-        Self::with_settings("")
+        Self::with_settings("", "")
     }
 
-    /// The same with more lines of YAML for the default pool, indented by none.
-    pub fn with_settings(pool: &str) -> Result<Self> {
+    /// The same with more lines of YAML, indented by none, for the default pool and for its `container_runtime_config`.
+    pub fn with_settings(pool: &str, runtime: &str) -> Result<Self> {
         ensure!(geteuid().is_root(), "containers need root: run this as root");
         let directory = tempfile::Builder::new()
             .prefix("b9-")
@@ -59,10 +59,12 @@ impl Site {
         let tools = std::iter::once(project("target/tools/bin")).chain(std::env::split_paths(&path));
         let path = std::env::join_paths(tools).context("cannot add the tools to PATH")?;
         let site = Self { worker: worker()?, directory, path, is_kept: AtomicBool::new(false) };
-        fs::create_dir(site.root())
-            .and_then(|()| fs::create_dir(site.files()))
-            .context("cannot make the root")?;
-        fs::write(site.config(), site.yaml(pool)).context("cannot write the configuration")?;
+        let run = |name| site.directory.path().join("run").join(name);
+        // What the worker makes once is no container's.
+        for directory in [containers(&site.root()), site.files(), run("gvisor"), run("fc"), run("qemu")] {
+            fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        fs::write(site.config(), site.yaml(pool, runtime)).context("cannot write the configuration")?;
         let image = images().join(IMAGE);
         ensure!(image.exists(), "there is no {}: `cargo xtask setup` makes it", image.display());
         let image = image.into_os_string();
@@ -86,13 +88,16 @@ impl Site {
         self.directory.path().join("worker.yaml")
     }
 
-    fn yaml(&self, pool: &str) -> String {
+    fn yaml(&self, pool: &str, runtime: &str) -> String {
         let guest = variable("BETA9_GUEST_DIR").unwrap_or_else(|| project("target/guest"));
         let (guest, root) = (guest.display(), self.directory.path().join("run"));
         let root = root.display();
-        let pool: String = pool.lines().map(|line| format!("      {line}\n")).collect();
+        let indented = |text: &str, by: usize| -> String {
+            text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
+        };
+        let (pool, runtime) = (indented(pool, 6), indented(runtime, 8));
         format!(
-            "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n        \
+            "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}        \
              firecracker_kernel: {guest}/vmlinux\n        firecracker_root: {root}/fc\n        \
              qemu_kernel: {guest}/vmlinux\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
         )
@@ -102,7 +107,10 @@ impl Site {
     pub fn command(&self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Invocation {
         let global = ["--root".into(), self.root().into(), "--config".into(), self.config().into()];
         let args = args.into_iter().map(Into::into);
-        Invocation::new(&self.worker, global.into_iter().chain(args)).env("PATH", &self.path)
+        let invocation =
+            Invocation::new(&self.worker, global.into_iter().chain(args)).env("PATH", &self.path);
+        // What chooses a runtime for the caller's own workers is not for these.
+        ["CONTAINER_RUNTIME", "BETA9_ROOT", "BETA9_CONFIG"].into_iter().fold(invocation, Invocation::without)
     }
 
     /// Which runtimes work here: the worker's own verdict, reached by trying each.

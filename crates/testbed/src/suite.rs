@@ -221,7 +221,7 @@ fn run_faults(arguments: &Arguments) -> Result<bool> {
         }
         available
     };
-    let trials = crate::faults::all(&available).into_iter().map(|fault| {
+    let trials = crate::faults::all(&choice.runtimes, &available).into_iter().map(|fault| {
         let is_skipped = !arguments.list && !fault.needs.iter().all(|needed| available.contains(needed));
         if is_skipped {
             println!(

@@ -18,13 +18,15 @@ pub struct World<'a> {
     site: &'a Site,
     runtime: RuntimeKind,
     story: &'static str,
-    count: AtomicU32,
 }
+
+/// Containers and directories so far, of every world in this process.
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl<'a> World<'a> {
     /// The world of `story` on `runtime`. Container names and files carry the story's name.
     pub fn new(site: &'a Site, runtime: RuntimeKind, story: &'static str) -> Self {
-        Self { site, runtime, story, count: AtomicU32::new(0) }
+        Self { site, runtime, story }
     }
 
     /// The runtime that containers run on.
@@ -39,7 +41,7 @@ impl<'a> World<'a> {
 
     /// A container name that nobody else uses.
     pub fn name(&self) -> String {
-        format!("{}-{}-{}", self.story, self.runtime, self.count.fetch_add(1, Ordering::Relaxed))
+        format!("{}-{}-{}", self.story, self.runtime, COUNT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A new empty directory on the host.
@@ -76,6 +78,13 @@ impl<'a> World<'a> {
         let container = Container { world: self, name: self.name(), id: String::new() };
         let finished = self.named(&container.name, flags, command).finish()?;
         Ok((container, finished))
+    }
+
+    /// The same, not waited for.
+    pub fn run_kept_aside(&self, flags: &[&str], command: &[&str]) -> Result<(Container<'_, 'a>, Running)> {
+        let container = Container { world: self, name: self.name(), id: String::new() };
+        let running = self.named(&container.name, flags, command).spawn()?;
+        Ok((container, running))
     }
 
     /// A container in the background.
