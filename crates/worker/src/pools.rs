@@ -168,10 +168,13 @@ impl Pools {
     /// The pools as they are shown; those not decided yet are decided first.
     pub(crate) async fn status(&self) -> Vec<api::Pool> {
         self.prepare().await;
-        self.pools
-            .iter()
-            .filter_map(|state| Some(state.decided.get()?.show(&self.config, &state.pool)))
-            .collect()
+        self.decided()
+    }
+
+    /// The pools whose runtime is decided.
+    pub(crate) fn decided(&self) -> Vec<api::Pool> {
+        let show = |state: &Arc<PoolState>| Some(state.decided.get()?.show(&self.config, &state.pool));
+        self.pools.iter().filter_map(show).collect()
     }
 
     /// The file that was loaded; empty for none.
