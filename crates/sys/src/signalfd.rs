@@ -13,7 +13,8 @@ use crate::{Error, Result};
 /// Signals that no longer act on the process but are read from here.
 ///
 /// They are blocked in the thread that made this and in every thread it starts afterwards, so make it before
-/// any other thread exists. Programs that are started through [`std::process::Command`] have none blocked.
+/// any other thread exists. Programs inherit it: start them with
+/// [`default_signals`](crate::command::CommandExtra::default_signals).
 #[derive(Debug)]
 pub struct SignalFd {
     file: File,

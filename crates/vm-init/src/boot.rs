@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::chroot;
 
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Result, chain};
 use crate::modules::Modules;
 use crate::report;
 
@@ -31,7 +31,7 @@ pub(crate) fn boot() -> Result<Modules> {
     // Linux kills the process with the highest score first; this one is never to be it.
     fs::write("/proc/self/oom_score_adj", "-1000").context(|| "write /proc/self/oom_score_adj")?;
     if let Err(error) = beta9_sys::machine::loopback_up() {
-        report::warn(&error.to_string());
+        report::warn(&chain(&error));
     }
     Ok(modules)
 }

@@ -15,6 +15,7 @@ mod api;
 mod cli;
 mod client;
 mod error;
+mod metrics;
 mod pools;
 mod runtimes;
 mod service;

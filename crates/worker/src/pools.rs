@@ -168,10 +168,13 @@ impl Pools {
     /// The pools as they are shown; those not decided yet are decided first.
     pub(crate) async fn status(&self) -> Vec<api::Pool> {
         self.prepare().await;
-        self.pools
-            .iter()
-            .filter_map(|state| Some(state.decided.get()?.show(&self.config, &state.pool)))
-            .collect()
+        self.decided()
+    }
+
+    /// The pools whose runtime is decided.
+    pub(crate) fn decided(&self) -> Vec<api::Pool> {
+        let show = |state: &Arc<PoolState>| Some(state.decided.get()?.show(&self.config, &state.pool));
+        self.pools.iter().filter_map(show).collect()
     }
 
     /// The file that was loaded; empty for none.
@@ -204,7 +207,7 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
         match selection.record(result) {
             Step::Ready(kind) => {
                 if let Some(working) = &working {
-                    messages::initialized(kind, &working.settings);
+                    messages::initialized(kind, &shown(&pool.settings, &working.settings));
                 }
                 return Decision { selection, working };
             }
@@ -212,6 +215,17 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
         }
     }
     Decision { selection, working: None }
+}
+
+/// Programs as the operator named them, everything else as it was decided.
+fn shown(asked: &RuntimeSettings, decided: &RuntimeSettings) -> RuntimeSettings {
+    RuntimeSettings {
+        runc_bin: asked.runc_bin.clone(),
+        gvisor_bin: asked.gvisor_bin.clone(),
+        firecracker_bin: asked.firecracker_bin.clone(),
+        qemu_bin: asked.qemu_bin.clone(),
+        ..decided.clone()
+    }
 }
 
 impl Decision {

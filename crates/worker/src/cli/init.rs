@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use beta9_sys::command::CommandExtra;
 use beta9_sys::reaper::{ChildExit, Reaper};
 use beta9_sys::signalfd::SignalFd;
 use clap::Args;
@@ -55,7 +56,7 @@ pub(super) fn run(args: InitArgs) -> Outcome {
         let started = Instant::now();
         let mut command = own_program();
         // The worker takes its settings from the pod's environment.
-        command.envs(std::env::vars_os()).arg("serve").args(&args.serve);
+        command.envs(std::env::vars_os()).arg("serve").args(&args.serve).default_signals();
         let ended = sender.clone();
         let worker = reaper
             .spawn(&mut command, move |exit| {

@@ -61,7 +61,7 @@ pub(crate) enum OutputFormat {
 #[derive(Subcommand)]
 enum Command {
     /// Create a container from an image and run it.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -170,7 +170,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                 crate::terminal::init_logging(global.verbose);
                 let mut client = Client::connect(global).await?;
                 match command {
-                    Command::Run(args) => run::run(&mut client, args).await,
+                    Command::Run(args) => run::run(&mut client, *args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

@@ -1,6 +1,7 @@
 //! `serve`: the daemon.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -16,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::cli::{Failure, Global, Outcome};
 use crate::client::{self, SOCKET};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics;
 use crate::pools::Setup;
 use crate::service::{self, Worker};
 
@@ -36,6 +38,9 @@ pub(super) struct ServeArgs {
     /// How log lines are written to stderr: text or json.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics; not served where absent.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
@@ -54,6 +59,9 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     let preparing = Arc::clone(&worker);
     tokio::spawn(async move { preparing.pools().prepare().await });
     tracing::info!(socket = %root.join(SOCKET).display(), "worker is serving");
+    if let Some(address) = args.metrics {
+        metrics::serve(address, Arc::clone(&worker)).await?;
+    }
     let stop = stop_signal()?;
     service::router(worker)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)

@@ -139,6 +139,12 @@ impl Worker {
         Ok(found)
     }
 
+    /// Runtime and state of every container.
+    pub(crate) async fn tally(&self) -> Result<Vec<(String, String)>> {
+        let one = |c: Described| (c.record.runtime.to_string(), c.state.state.status().to_owned());
+        Ok(self.list().await?.into_iter().map(one).collect())
+    }
+
     async fn describe_id(&self, id: &ContainerId) -> Result<Option<Described>> {
         match self.by_id(id)? {
             Some((directory, record)) => self.described(directory, record).await.map(Some),
