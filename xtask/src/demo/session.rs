@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use beta9_sys::command::CommandExtra;
+use beta9_sys::signalfd::unblock_in_child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
@@ -187,6 +188,7 @@ impl Session {
         for name in ["BETA9_ROOT", "BETA9_CONFIG", "CONTAINER_RUNTIME"] {
             command.env_remove(name);
         }
+        unblock_in_child(&mut command);
         command
     }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use beta9_sys::reaper::{ChildExit, Reaper};
-use beta9_sys::signalfd::SignalFd;
+use beta9_sys::signalfd::{SignalFd, unblock_in_child};
 use clap::Args;
 use rustix::process::{Signal, kill_process};
 
@@ -58,7 +58,7 @@ pub(super) fn run(args: InitArgs) -> Outcome {
         command.envs(std::env::vars_os()).arg("serve").args(&args.serve);
         let ended = sender.clone();
         let worker = reaper
-            .spawn(&mut command, move |exit| {
+            .spawn(unblock_in_child(&mut command), move |exit| {
                 let _ = ended.send(Event::Ended(exit));
             })
             .map_err(|e| failure("start the worker", &e))?;
