@@ -8,6 +8,7 @@
 //! DIR/initrd.img   /init, /modules/*.ko, /modules/order, /dev/console, /dev/null
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cpio::Archive;
 use crate::debian_kernel::{self, DebianKernel};
-use crate::kernel_modules::Modules;
+use crate::kernel_modules::{Modules, Purpose};
 use crate::process::{cargo, command, output, step};
 use crate::project::Project;
 
@@ -54,16 +55,15 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<Guest> {
     install(&vmlinux(&kernel)?, &guest.kernel)?;
 
     let init = step("build beta9-vm-init", || build_init(project))?;
-    let modules = Modules::of(&kernel.modules)?.guest_order()?;
+    let modules = Modules::of(&kernel.modules)?.for_guest()?;
     let initramfs = initramfs(&init, &modules)?;
     if fs::read(&guest.initramfs).ok().as_deref() != Some(&initramfs) {
         write(&guest.initramfs, &initramfs)?;
     }
     eprintln!(
-        "   guest in {}: kernel {}, {} modules, initramfs {} KiB, vm-init {} KiB",
+        "   guest in {}: kernel {}, initramfs {} KiB, vm-init {} KiB",
         out.display(),
         kernel.version,
-        modules.len(),
         initramfs.len() >> 10,
         init.len() >> 10
     );
@@ -136,7 +136,7 @@ fn build_init(project: &Project) -> Result<Vec<u8>> {
     read(&project.cargo_target().join(TARGET).join("guest/beta9-vm-init"))
 }
 
-fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
+fn initramfs(init: &[u8], purposes: &[Purpose]) -> Result<Vec<u8>> {
     let pack = || -> std::io::Result<Vec<u8>> {
         let mut archive = Archive::new(Vec::new());
         archive.directory("dev")?;
@@ -145,11 +145,16 @@ fn initramfs(init: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
         archive.character_device("dev/null", 1, 3)?;
         archive.file("init", 0o755, init)?;
         archive.directory("modules")?;
-        let mut order = String::new();
-        for module in modules {
-            let name = module.file_name().unwrap_or_default().to_string_lossy();
-            archive.file(&format!("modules/{name}"), 0o644, &fs::read(module)?)?;
-            order.push_str(&name);
+        let (mut order, mut packed) = (String::new(), BTreeSet::new());
+        for Purpose { name, files } in purposes {
+            order.push_str(&format!("{name}:"));
+            for file in files {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                order.push_str(&format!(" {name}"));
+                if packed.insert(file) {
+                    archive.file(&format!("modules/{name}"), 0o644, &fs::read(file)?)?;
+                }
+            }
             order.push('\n');
         }
         archive.file("modules/order", 0o644, order.as_bytes())?;

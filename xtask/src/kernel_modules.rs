@@ -9,20 +9,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// What a guest uses: the transports and devices of the engines, the file systems of root, layer and shares.
-const WANTED: [&str; 11] = [
-    "virtio_mmio",
-    "vmw_vsock_virtio_transport",
-    "virtio_blk",
-    "virtio_pci",
-    "virtio_net",
-    "virtio_rng",
-    "overlay",
-    "erofs",
-    "squashfs",
-    "ext4",
-    "fuse",
+/// What a guest's init asks for, and the module that serves it: transports and devices of the engines, file systems of
+/// root, layer and shares.
+const WANTED: [(&str, &str); 11] = [
+    ("virtio_mmio", "virtio_mmio"),
+    ("virtio_pci", "virtio_pci"),
+    ("vsock", "vmw_vsock_virtio_transport"),
+    ("virtio_blk", "virtio_blk"),
+    ("virtio_net", "virtio_net"),
+    ("virtio_rng", "virtio_rng"),
+    ("overlay", "overlay"),
+    ("erofs", "erofs"),
+    ("squashfs", "squashfs"),
+    ("ext4", "ext4"),
+    ("fuse", "fuse"),
 ];
+
+/// One purpose, and the files of the modules for it, each after those it needs itself.
+pub(crate) struct Purpose {
+    pub(crate) name: &'static str,
+    pub(crate) files: Vec<PathBuf>,
+}
 
 /// The modules of one kernel.
 pub(crate) struct Modules {
@@ -52,13 +59,14 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
-    /// The files of the modules a guest needs, each after those it needs itself.
-    pub(crate) fn guest_order(&self) -> Result<Vec<PathBuf>> {
-        let mut order = Vec::new();
-        for name in WANTED {
-            self.add(name, &mut order)?;
-        }
-        Ok(order)
+    /// The modules a guest may need, by purpose. A purpose that the kernel serves without modules has none.
+    pub(crate) fn for_guest(&self) -> Result<Vec<Purpose>> {
+        let purpose = |(name, module)| {
+            let mut files = Vec::new();
+            self.add(module, &mut files)?;
+            Ok(Purpose { name, files })
+        };
+        WANTED.into_iter().map(purpose).collect()
     }
 
     fn add(&self, name: &str, order: &mut Vec<PathBuf>) -> Result<()> {

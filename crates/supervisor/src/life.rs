@@ -102,7 +102,8 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
 
     let cgroup = cgroup(&record.id);
-    let runtime = runtimes::build(record.runtime, &record.settings, reaper);
+    let runtime = runtimes::build(record.runtime, &record.settings, reaper)
+        .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
     life.run(container_stdio, pumps, log).await;
     if life.record.request.auto_remove {

@@ -9,7 +9,7 @@ use beta9_sys::reaper::Reaper;
 use beta9_types::{ContainerState, Exit, ExitReason, Phase};
 
 use crate::directory::ContainerDirectory;
-use crate::error::{Result, chain};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::life::cgroup;
 use crate::lock::{Liveness, liveness};
 use crate::record::{Record, StateFile};
@@ -39,7 +39,8 @@ pub(crate) async fn clean_up(
     if !emptied {
         tracing::error!(container = %record.id, "processes of a lost container survive SIGKILL");
     }
-    let runtime = runtimes::build(record.runtime, &record.settings, reaper);
+    let runtime = runtimes::build(record.runtime, &record.settings, reaper)
+        .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     if let Err(error) = runtime.clean(&record.id, directory.path(), &cgroup).await {
         tracing::error!(container = %record.id, error = error.chain(), "runtime left something behind");
     }
@@ -73,7 +74,11 @@ pub(crate) async fn remove_cgroup(cgroup: &Cgroup) {
 
 /// Removes the record of a container that is over: its name, its directory, and what its runtime kept for a reader.
 pub fn forget(directory: &ContainerDirectory, record: &Record) {
-    beta9_microvm::forget(&record.settings, &record.id);
+    if record.runtime.is_microvm()
+        && let Err(error) = beta9_microvm::forget(record.runtime, &record.settings, &record.id)
+    {
+        tracing::error!(container = %record.id, error = error.chain(), "logs of a failed start could not be removed");
+    }
     if let Some(name) = &record.request.name
         && let Some(root) = directory.path().parent().and_then(Path::parent)
     {

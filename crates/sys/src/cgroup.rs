@@ -34,10 +34,22 @@ struct Hierarchy {
     directory: PathBuf,
 }
 
+/// An opened `cgroup.procs` of every hierarchy of a group.
+#[derive(Debug)]
+pub struct CgroupEntrance {
+    pub(crate) files: Vec<fs::File>,
+}
+
 impl Cgroup {
     /// Names the group `path` (relative, without `..`) in the hierarchies mounted at `/sys/fs/cgroup`. Makes nothing.
     pub fn at(path: impl AsRef<Path>) -> Self {
         Self::below(Path::new("/sys/fs/cgroup"), path.as_ref())
+    }
+
+    /// A group in no hierarchy: entering and limiting it does nothing. For probes and tests on machines without
+    /// cgroups of their own.
+    pub fn none() -> Self {
+        Self { path: PathBuf::new(), directories: Vec::new(), unused: Vec::new() }
     }
 
     fn below(mount: &Path, path: &Path) -> Self {
@@ -82,6 +94,17 @@ impl Cgroup {
             fs::write(&file, pid.to_string()).map_err(|e| Error::at("enter cgroup", &file, e))?;
         }
         Ok(())
+    }
+
+    /// Opens the group's door, for a child to step through before it executes its program: see
+    /// [`CommandExtra::enter_cgroup`](crate::command::CommandExtra::enter_cgroup).
+    pub fn entrance(&self) -> Result<CgroupEntrance> {
+        let open = |hierarchy: &Hierarchy| {
+            let file = hierarchy.directory.join("cgroup.procs");
+            fs::OpenOptions::new().write(true).open(&file).map_err(|e| Error::at("open cgroup", &file, e))
+        };
+        let files = self.directories.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok(CgroupEntrance { files })
     }
 
     /// Limits the group's memory to `bytes`.

@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::ptr;
 
 use rustix::process::Signal;
@@ -15,7 +13,8 @@ use crate::{Error, Result};
 /// Signals that no longer act on the process but are read from here.
 ///
 /// They are blocked in the thread that made this and in every thread it starts afterwards, so make it before
-/// any other thread exists. A program that is started inherits the block: [`unblock_in_child`] lifts it.
+/// any other thread exists. Programs inherit it: start them with
+/// [`default_signals`](crate::command::CommandExtra::default_signals).
 #[derive(Debug)]
 pub struct SignalFd {
     file: File,
@@ -58,20 +57,6 @@ impl AsFd for SignalFd {
     }
 }
 
-/// Has `command` start its program with no signal blocked, whatever this process has taken over.
-pub fn unblock_in_child(command: &mut Command) -> &mut Command {
-    let none = set_of(&[]);
-    let unblock = move || {
-        // SAFETY: `none` is an initialized signal set, and a null pointer asks for no old mask.
-        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &none, ptr::null_mut()) } {
-            0 => Ok(()),
-            error => Err(std::io::Error::from_raw_os_error(error)),
-        }
-    };
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(unblock) }
-}
-
 fn set_of(signals: &[Signal]) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: the call initializes what it is given and cannot fail.
@@ -98,15 +83,5 @@ mod tests {
         // SAFETY: `this` is alive, and the signal is one that it has blocked.
         assert_eq!(unsafe { libc::pthread_kill(this, libc::SIGUSR1) }, 0);
         assert_eq!(signals.wait().unwrap(), libc::SIGUSR1);
-    }
-    #[test]
-    fn a_child_inherits_the_block_unless_it_is_lifted() {
-        let blocked = |command: &mut Command| {
-            let output = command.args(["^SigBlk:", "/proc/self/status"]).output().unwrap();
-            String::from_utf8(output.stdout).unwrap().trim_start_matches("SigBlk:").trim().to_owned()
-        };
-        let _signals = SignalFd::take(&[Signal::USR1]).unwrap();
-        assert_eq!(blocked(&mut Command::new("grep")), "0000000000000200");
-        assert_eq!(blocked(unblock_in_child(&mut Command::new("grep"))), "0000000000000000");
     }
 }

@@ -180,6 +180,12 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// [`Scope::mentioning`] for a name that was not known at first, of something that did not exist then.
+    pub fn mentioning(mut self, name: impl Into<String>) -> Self {
+        self.scope.names.push(name.into());
+        self
+    }
+
     /// What is there now and was not before.
     pub fn leaks(&self) -> Result<Leaks> {
         Ok(self.before.leaks_in(&self.scope.snapshot()?))

@@ -23,7 +23,7 @@ use crate::container::disks::Disks;
 use crate::container::group::Group;
 use crate::container::share::Share;
 use crate::container::streams::Streams;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::machine::Machine;
 use crate::stage::{Orders, Stage};
 use crate::{boot, report};
@@ -79,30 +79,34 @@ struct Container {
     _disks: Disks,
 }
 
-/// Owns a container. Returns when nothing of it is left.
-pub(crate) fn own(machine: &Machine, order: Order, events: &Receiver<Event>, sender: &SyncSender<Event>) {
+/// Owns a container. Returns when nothing of it is left; an error is the one thing that is still to be reported.
+pub(crate) fn own(
+    machine: &Machine,
+    order: Order,
+    events: &Receiver<Event>,
+    sender: &SyncSender<Event>,
+) -> Result<()> {
     let id = order.container.clone();
-    let failed = |failure: Failure| machine.fail(&id, failure.kind, failure.message);
-    let container = match Container::create(machine, order, sender) {
-        Ok(container) => container,
-        Err(failure) => return failed(failure),
-    };
+    let container = Container::create(machine, order, sender)?;
     machine.reports.send(&FromGuest::Created { container: id.clone() });
-    match container.run(machine, &id, events) {
-        Ok(Some((container, exit))) => container.finish(machine, &id, exit, events),
-        Ok(None) => {}
-        Err(failure) => failed(failure),
+    if let Some((container, exit)) = container.run(machine, &id, events)? {
+        container.finish(machine, &id, exit, events);
     }
+    Ok(())
 }
 
 impl Container {
     fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
         let Order { container: id, root, spec } = order;
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
-        let disks = Disks::mount(&place, &root)?;
+        let disks = Disks::mount(&place, &root, &machine.modules)?;
         let group = Group::create(&id, &spec.resources)?;
         let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
-        let share = if spec.mounts.iter().any(shared) { Some(Share::mount(&place, &id)?) } else { None };
+        let share = if spec.mounts.iter().any(shared) {
+            Some(Share::mount(&place, &id, &machine.modules)?)
+        } else {
+            None
+        };
         let (streams, pipes) = Streams::open(&id, spec.process.stdin)?;
         let orders = Orders {
             root: disks.root(),
@@ -133,6 +137,9 @@ impl Container {
     ) -> Result<Option<(Self, ChildExit)>> {
         while let Ok(event) = events.recv() {
             match event {
+                Event::Start if self.stage.is_executed() => {
+                    report::warn(&format!("container {id} is started already"));
+                }
                 Event::Start => match self.stage.execute() {
                     Ok(()) => machine.reports.send(&FromGuest::Started { container: id.clone() }),
                     Err(failure) => {

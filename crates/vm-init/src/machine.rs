@@ -13,6 +13,8 @@ use beta9_wire::{FromGuest, StartFailure, ToGuest};
 
 use crate::container::{self, Event, Order};
 use crate::control::{self, Reports, Requests};
+use crate::failure::chain;
+use crate::modules::Modules;
 use crate::{boot, report};
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
@@ -26,6 +28,8 @@ pub(crate) struct Machine {
     pub(crate) reports: Reports,
     /// The owner of all children.
     pub(crate) reaper: Reaper,
+    /// What the kernel can still load.
+    pub(crate) modules: Modules,
     containers: Mutex<HashMap<ContainerId, SyncSender<Event>>>,
     /// Signalled when a container is gone.
     gone: Condvar,
@@ -34,12 +38,11 @@ pub(crate) struct Machine {
 /// Is PID 1. Does not return.
 pub(crate) fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| report::fatal(&panic.to_string().replace('\n', " "))));
-    if let Err(failure) = boot::boot() {
-        report::fatal(&failure.message);
-    }
+    let modules = boot::boot().unwrap_or_else(|failure| report::fatal(&failure.message));
     let reaper = Reaper::start().unwrap_or_else(|error| report::fatal(&format!("start the reaper: {error}")));
     let (_sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
-    let machine = Arc::new(Machine { reports, reaper, containers: Mutex::default(), gone: Condvar::new() });
+    let machine =
+        Arc::new(Machine { reports, reaper, modules, containers: Mutex::default(), gone: Condvar::new() });
     let lost = serve(&machine, requests);
     machine.end(lost.as_deref())
 }
@@ -59,7 +62,7 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
             Ok(ToGuest::ExitAck { container }) => machine.pass(&container, Event::ExitAck),
             Ok(ToGuest::Shutdown) => return None,
             Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
-            Err(error) => return Some(error.to_string()),
+            Err(error) => return Some(chain(&error)),
         }
     }
 }
@@ -69,15 +72,22 @@ impl Machine {
         let id = order.container.clone();
         let (sender, events) = sync_channel(MAX_WAITING);
         match self.containers().entry(id.clone()) {
-            Entry::Occupied(_) => return report::warn(&format!("container {id} exists already")),
+            // The host cannot mean the one that there is. An answer is better than silence all the same.
+            Entry::Occupied(_) => {
+                return self.fail(&id, StartFailure::Setup, format!("container {id} exists already"));
+            }
             Entry::Vacant(place) => place.insert(sender.clone()),
         };
         let machine = Arc::clone(self);
         let thread = std::thread::Builder::new().name("container".to_owned()).spawn(move || {
             let id = order.container.clone();
-            container::own(&machine, order, &events, &sender);
+            let owned = container::own(&machine, order, &events, &sender);
             machine.containers().remove(&id);
             machine.gone.notify_all();
+            // Only now may the host use the name again.
+            if let Err(failure) = owned {
+                machine.fail(&id, failure.kind, failure.message);
+            }
         });
         if let Err(error) = thread {
             self.containers().remove(&id);

@@ -204,7 +204,7 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
         match selection.record(result) {
             Step::Ready(kind) => {
                 if let Some(working) = &working {
-                    messages::initialized(kind, &working.settings);
+                    messages::initialized(kind, &shown(&pool.settings, &working.settings));
                 }
                 return Decision { selection, working };
             }
@@ -212,6 +212,17 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
         }
     }
     Decision { selection, working: None }
+}
+
+/// Programs as the operator named them, everything else as it was decided.
+fn shown(asked: &RuntimeSettings, decided: &RuntimeSettings) -> RuntimeSettings {
+    RuntimeSettings {
+        runc_bin: asked.runc_bin.clone(),
+        gvisor_bin: asked.gvisor_bin.clone(),
+        firecracker_bin: asked.firecracker_bin.clone(),
+        qemu_bin: asked.qemu_bin.clone(),
+        ..decided.clone()
+    }
 }
 
 impl Decision {

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use beta9_sys::command::CommandExtra;
-use beta9_sys::signalfd::unblock_in_child;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
@@ -188,7 +187,7 @@ impl Session {
         for name in ["BETA9_ROOT", "BETA9_CONFIG", "CONTAINER_RUNTIME"] {
             command.env_remove(name);
         }
-        unblock_in_child(&mut command);
+        command.default_signals();
         command
     }
 

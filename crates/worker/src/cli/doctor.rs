@@ -76,7 +76,7 @@ fn state_directory(setup: &Setup) -> Check {
     const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
     let existing = setup.root.ancestors().find(|path| path.exists()).unwrap_or(&setup.root);
     let result = match rustix::fs::statfs(existing) {
-        Ok(stat) if stat.f_type as i64 == OVERLAYFS_MAGIC => Err(format!(
+        Ok(stat) if stat.f_type == OVERLAYFS_MAGIC => Err(format!(
             "{} is on an overlay, which cannot hold another: use a volume or --root DIR",
             setup.root.display()
         )),

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use beta9_sys::command::CommandExtra;
 use beta9_sys::reaper::{ChildExit, Reaper};
-use beta9_sys::signalfd::{SignalFd, unblock_in_child};
+use beta9_sys::signalfd::SignalFd;
 use clap::Args;
 use rustix::process::{Signal, kill_process};
 
@@ -55,10 +56,10 @@ pub(super) fn run(args: InitArgs) -> Outcome {
         let started = Instant::now();
         let mut command = own_program();
         // The worker takes its settings from the pod's environment.
-        command.envs(std::env::vars_os()).arg("serve").args(&args.serve);
+        command.envs(std::env::vars_os()).arg("serve").args(&args.serve).default_signals();
         let ended = sender.clone();
         let worker = reaper
-            .spawn(unblock_in_child(&mut command), move |exit| {
+            .spawn(&mut command, move |exit| {
                 let _ = ended.send(Event::Ended(exit));
             })
             .map_err(|e| failure("start the worker", &e))?;

@@ -1,6 +1,5 @@
 //! The hidden commands: processes that the worker and the supervisors start.
 
-use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,11 +43,5 @@ pub(super) fn probe(kind: RuntimeKind) -> Outcome {
         Err(error) => Answer::Failed(error.chain()),
     };
     terminal::line(&serde_json::to_string(&answer).map_err(|e| failure("answer", &e))?)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn share(args: Vec<OsString>) -> Outcome {
-    terminal::init_logging(0);
-    beta9_microvm::share::serve(args).map_err(|e| Failure::new(chain(&e)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -61,7 +61,7 @@ pub(crate) enum OutputFormat {
 #[derive(Subcommand)]
 enum Command {
     /// Create a container from an image and run it.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -101,13 +101,6 @@ enum Command {
     Probe {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
-    },
-    /// Serve one container's mounts to its VM. Started by its supervisor.
-    #[command(hide = true)]
-    Share {
-        /// What the file server of the microvm crate takes.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
     },
 }
 
@@ -150,7 +143,6 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
-        Command::Share { args } => internal::share(args),
         Command::Init(args) => init::run(args),
         command => client_command(&global, command),
     };
@@ -178,7 +170,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                 crate::terminal::init_logging(global.verbose);
                 let mut client = Client::connect(global).await?;
                 match command {
-                    Command::Run(args) => run::run(&mut client, args).await,
+                    Command::Run(args) => run::run(&mut client, *args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
@@ -196,4 +188,22 @@ fn client_command(global: &Global, command: Command) -> Outcome {
     // A read of stdin that never returns must not hold up the end.
     runtime.shutdown_background();
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_containers_own_flags_are_not_ours() {
+        let cli = Cli::try_parse_from(["beta9-worker", "run", "--rm", "image", "sh", "-c", "exit 7", "--rm"]);
+        assert!(matches!(cli.unwrap().command, Command::Run(_)));
+    }
 }

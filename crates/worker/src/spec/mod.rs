@@ -139,7 +139,10 @@ fn build(
     account: &Account,
     hostname: &str,
 ) -> std::result::Result<Spec, OciSpecError> {
-    let capabilities: std::collections::HashSet<Capability> = CAPABILITIES.into_iter().collect();
+    let bounding: std::collections::HashSet<Capability> = CAPABILITIES.into_iter().collect();
+    // What the kernel leaves to a user who is not root when a program is executed. gVisor takes the sets of the first
+    // process as they are, so they must say so themselves.
+    let permitted = if account.uid == 0 { bounding.clone() } else { std::collections::HashSet::new() };
     let process = ProcessBuilder::default()
         .terminal(false)
         .args(args)
@@ -154,9 +157,9 @@ fn build(
         )
         .capabilities(
             LinuxCapabilitiesBuilder::default()
-                .bounding(capabilities.clone())
-                .permitted(capabilities.clone())
-                .effective(capabilities)
+                .bounding(bounding)
+                .permitted(permitted.clone())
+                .effective(permitted)
                 .inheritable(std::collections::HashSet::new())
                 .ambient(std::collections::HashSet::new())
                 .build()?,

@@ -87,3 +87,16 @@ fn the_spec_is_what_it_was() {
     }
     insta::assert_json_snapshot!(spec);
 }
+
+#[test]
+fn only_root_starts_with_capabilities() {
+    let sets = |user: &str| {
+        let mut request = request(&["true"]);
+        request.user = Some(user.parse().unwrap());
+        let spec = planned(&request, &image(&[], &[], &[])).unwrap().spec;
+        let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        [sets.bounding(), sets.permitted(), sets.effective()].map(|set| set.clone().unwrap_or_default().len())
+    };
+    assert_eq!(sets("0"), [14, 14, 14]);
+    assert_eq!(sets("1000"), [14, 0, 0]);
+}

@@ -1,0 +1,90 @@
+//! A container in a VM of its own.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use beta9_runtime::{Container, Error, ErrorKind, Result, SignalTarget, Signals};
+use beta9_sys::cgroup::Cgroup;
+use beta9_types::{ContainerId, Exit};
+use rustix::process::Pid;
+
+use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
+use crate::sandbox::Sandbox;
+
+pub(crate) struct MicrovmContainer {
+    sandbox: Sandbox,
+    id: ContainerId,
+    vmm: Pid,
+    directory: VmDirectory,
+    cgroup: Cgroup,
+}
+
+impl MicrovmContainer {
+    pub(crate) fn new(
+        sandbox: Sandbox,
+        id: ContainerId,
+        vmm: Pid,
+        directory: VmDirectory,
+        cgroup: Cgroup,
+    ) -> Self {
+        Self { sandbox, id, vmm, directory, cgroup }
+    }
+
+    pub(crate) fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+}
+
+#[async_trait]
+impl Container for MicrovmContainer {
+    async fn start(&mut self) -> Result<()> {
+        self.sandbox.start().await?;
+        self.directory.mark_started()
+    }
+
+    fn pid(&self) -> u32 {
+        self.vmm.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    async fn exit(&mut self) -> Exit {
+        self.sandbox.verdict().await
+    }
+
+    fn signals(&self) -> Arc<dyn Signals> {
+        Arc::new(GuestSignals { sandbox: self.sandbox.clone() })
+    }
+
+    async fn delete(&mut self) -> Result<()> {
+        let stopped = self.sandbox.stop().await;
+        // Whatever the programs of the VM left behind; the cgroup is the container's alone.
+        let ended = end_processes(&self.cgroup).await;
+        stopped.and(ended)?;
+        tracing::debug!(container = %self.id, "the vm is gone");
+        clear(self.directory.path())
+    }
+}
+
+/// Kills every process of a container's cgroup and waits until it is empty.
+pub(crate) async fn end_processes(cgroup: &Cgroup) -> Result<()> {
+    let group = cgroup.clone();
+    let emptied = tokio::task::spawn_blocking(move || group.kill(KILL_DEADLINE)).await.unwrap_or(false);
+    if emptied {
+        return Ok(());
+    }
+    let seconds = KILL_DEADLINE.as_secs();
+    Err(Error::new(ErrorKind::Timeout, format!("processes of the VM survived SIGKILL for {seconds} s")))
+}
+
+struct GuestSignals {
+    sandbox: Sandbox,
+}
+
+#[async_trait]
+impl Signals for GuestSignals {
+    async fn send(&self, number: i32, target: SignalTarget) -> Result<()> {
+        if !(1..=64).contains(&number) {
+            return Err(Error::new(ErrorKind::Unsupported, format!("there is no signal {number}")));
+        }
+        self.sandbox.signal(number, target).await
+    }
+}

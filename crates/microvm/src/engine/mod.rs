@@ -1,0 +1,205 @@
+//! An engine starts, stops and describes a VM, and hands over the way to reach its guest. Nothing above this
+//! module knows which engine it is.
+//!
+//! ```text
+//! VmConfig ──start──▶ Vm ──▶ ended (the VMM or a helper of it is gone)
+//!                      └─ stop: deadline, then SIGKILL
+//! ```
+//!
+//! A guest that connects to the host (CID 2) on vsock port `P` arrives at the Unix socket `<VSOCK>_P` in the
+//! VM's directory, with either engine.
+
+mod directory;
+mod drain;
+pub(crate) mod firecracker;
+mod process;
+pub(crate) mod qemu;
+mod socket;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use beta9_runtime::{Error, ErrorKind, Result};
+use beta9_sys::reaper::ChildExit;
+use beta9_types::VmId;
+use rustix::process::Pid;
+
+pub(crate) use directory::{VmDirectory, clear, remove};
+pub(crate) use drain::{Tail, drain};
+pub(crate) use process::{Host, KILL_DEADLINE, Process, describe};
+pub(crate) use socket::Appearance;
+
+/// The vsock device's Unix socket in the VM's directory.
+pub(crate) const VSOCK: &str = "v.sock";
+/// The guest's own address. Every VM is alone on its device, so they can all have the same.
+pub(crate) const GUEST_CID: u32 = 3;
+/// What the guest's console said.
+pub(crate) const CONSOLE_LOG: &str = "console.log";
+
+/// How long an ended VMM's last words may take to arrive.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// A VM to start.
+#[derive(Debug, Clone)]
+pub(crate) struct VmConfig {
+    /// Its name towards the engine.
+    pub(crate) id: VmId,
+    /// Where its files are.
+    pub(crate) directory: VmDirectory,
+    /// An ELF kernel.
+    pub(crate) kernel: PathBuf,
+    /// The initramfs.
+    pub(crate) initrd: PathBuf,
+    /// vCPUs.
+    pub(crate) cpus: u8,
+    /// Memory.
+    pub(crate) mem_mib: u32,
+    /// `vda`, `vdb`, …
+    pub(crate) drives: Vec<Drive>,
+    /// What the kernel says on its console.
+    pub(crate) console: Console,
+}
+
+/// A file that is a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Drive {
+    /// A raw image.
+    pub(crate) path: PathBuf,
+    /// Whether the guest may write.
+    pub(crate) access: DriveAccess,
+}
+
+/// Whether a guest may write to a drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DriveAccess {
+    /// Shared with other VMs.
+    ReadOnly,
+    /// This VM's alone, and worthless after it: the host need not flush it.
+    Scratch,
+}
+
+/// How much the guest's kernel says on its console. It is captured in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Console {
+    /// Panics and what init says.
+    Quiet,
+    /// The boot log too, which costs time.
+    Verbose,
+}
+
+impl Console {
+    /// The kernel arguments for it.
+    pub(crate) fn kernel_args(self) -> &'static str {
+        match self {
+            Self::Quiet => "console=ttyS0 quiet loglevel=3",
+            Self::Verbose => "console=ttyS0 loglevel=7",
+        }
+    }
+}
+
+/// What a program starts and ends VMs with.
+#[async_trait]
+pub(crate) trait Engine: Send + Sync {
+    /// The program and how it runs guest code, as reports show it.
+    fn describe(&self) -> String;
+
+    /// How much longer than on hardware everything takes.
+    fn pace(&self) -> Pace;
+
+    /// Memory of the engine's processes beside the guest's own.
+    fn overhead_mib(&self) -> u32;
+
+    /// Starts a VM; comes back when its processor runs. On failure nothing runs.
+    async fn start(&self, config: &VmConfig, host: &Host) -> Result<Vm>;
+}
+
+/// How a guest's processor is run; decides deadlines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// On hardware.
+    Native,
+    /// In software, or on a machine that is itself emulated.
+    Emulated,
+}
+
+impl Pace {
+    /// The pace of a KVM guest on this machine.
+    pub(crate) fn of_kvm() -> Self {
+        if beta9_sys::processor::is_emulated() { Self::Emulated } else { Self::Native }
+    }
+
+    /// `native`, stretched where the guest is emulated.
+    pub(crate) fn deadline(self, native: Duration) -> Duration {
+        match self {
+            Self::Native => native,
+            Self::Emulated => native * 6,
+        }
+    }
+}
+
+/// A started VM. Dropping it kills it.
+pub(crate) struct Vm {
+    /// The VMM.
+    pub(crate) vmm: Process,
+    /// Programs that the VMM cannot do without.
+    pub(crate) helpers: Vec<Process>,
+    /// The process that connects on the guest's behalf.
+    pub(crate) dialer: Pid,
+    /// The guest's console.
+    pub(crate) console: Tail,
+    /// What the VMM says about itself.
+    pub(crate) log: Tail,
+}
+
+impl Vm {
+    /// Waits for the end of the VMM or of a program it needs; says which and how. May be cancelled and repeated.
+    pub(crate) async fn ended(&self) -> (&'static str, ChildExit) {
+        let helper = async {
+            match self.helpers.first() {
+                Some(helper) => (helper.name(), helper.ended().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The helper ends because the VMM did, so the VMM is asked first.
+            biased;
+            exit = self.vmm.ended() => (self.vmm.name(), exit),
+            end = helper => end,
+        }
+    }
+
+    /// Waits up to `grace` for the VMM to end by itself; then everything of the VM is killed.
+    pub(crate) async fn stop(&self, grace: Duration) -> Result<()> {
+        let _ = tokio::time::timeout(grace, self.vmm.ended()).await;
+        let mut result = self.vmm.end().await;
+        for helper in &self.helpers {
+            result = result.and(helper.end().await);
+        }
+        result
+    }
+
+    /// Takes in what an ended VMM still has in its pipes.
+    pub(crate) async fn settle(&self) {
+        let _ = tokio::time::timeout(SETTLE, async {
+            self.console.ended().await;
+            self.log.ended().await;
+        })
+        .await;
+    }
+
+    /// Adds to `message` what console and VMM said last.
+    pub(crate) fn complain(&self, kind: ErrorKind, message: String) -> Error {
+        Error::new(kind, self.with_last_words(message))
+    }
+
+    /// `message`, and what console and VMM said last.
+    pub(crate) fn with_last_words(&self, mut message: String) -> String {
+        for (whose, tail) in [("console", &self.console), (self.vmm.name(), &self.log)] {
+            if let Some(excerpt) = tail.excerpt() {
+                message.push_str(&format!("; {whose}: {excerpt}"));
+            }
+        }
+        message
+    }
+}

@@ -1,0 +1,230 @@
+//! [`Microvm`]: a [`Runtime`] whose containers are VMs.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use beta9_runtime::{
+    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, Rootfs, RootfsForm, Runtime,
+};
+use beta9_sys::cgroup::Cgroup;
+use beta9_sys::reaper::Reaper;
+use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
+use beta9_wire::{RootDisk, WritableLayer};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use crate::container::{MicrovmContainer, end_processes};
+use crate::engine::firecracker::Firecracker;
+use crate::engine::qemu::Qemu;
+use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
+use crate::guest_spec::{Stdin, refuse_unsupported, translate};
+use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
+use crate::sizing::VmSize;
+
+/// Processes and threads that the programs of one VM may have.
+const MAX_TASKS: u64 = 512;
+
+/// What these runtimes can do.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    checkpoint_restore: false,
+    gpu: false,
+    oom_events: true,
+    join_existing_netns: true,
+    cdi: false,
+};
+
+/// Containers in VMs of one engine.
+pub struct Microvm {
+    kind: RuntimeKind,
+    settings: RuntimeSettings,
+    reaper: Reaper,
+    engine: Box<dyn Engine>,
+}
+
+impl Microvm {
+    /// A runtime of kind `firecracker` or `qemu`; others are refused.
+    ///
+    /// `qemu_accel: auto` is for the caller to replace by what [`probe`](crate::probe) found; what is left of it
+    /// here means TCG, which works everywhere.
+    pub fn new(kind: RuntimeKind, settings: &RuntimeSettings, reaper: Reaper) -> Result<Self> {
+        let engine: Box<dyn Engine> = match kind {
+            RuntimeKind::Firecracker => Box::new(Firecracker::new(settings)),
+            RuntimeKind::Qemu => Box::new(Qemu::new(settings)),
+            RuntimeKind::Runc | RuntimeKind::Gvisor => {
+                return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
+            }
+        };
+        Ok(Self { kind, settings: settings.clone(), reaper, engine })
+    }
+
+    pub(crate) fn settings(&self) -> &RuntimeSettings {
+        &self.settings
+    }
+
+    pub(crate) fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        self.engine.as_ref()
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        root_of(self.kind, &self.settings)
+    }
+
+    fn kernel(&self) -> (PathBuf, PathBuf) {
+        match self.kind {
+            RuntimeKind::Firecracker => {
+                (self.settings.firecracker_kernel.clone(), self.settings.firecracker_initrd())
+            }
+            _ => (self.settings.qemu_kernel.clone(), self.settings.qemu_initrd()),
+        }
+    }
+
+    pub(crate) fn vm_config(
+        &self,
+        id: &ContainerId,
+        directory: VmDirectory,
+        size: VmSize,
+        drives: Vec<Drive>,
+    ) -> VmConfig {
+        let (kernel, initrd) = self.kernel();
+        let console = if self.settings.debug { Console::Verbose } else { Console::Quiet };
+        VmConfig {
+            id: id.vm_id(),
+            directory,
+            kernel,
+            initrd,
+            cpus: size.cpus,
+            mem_mib: size.mem_mib,
+            drives,
+            console,
+        }
+    }
+
+    /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
+    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
+        let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
+        for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
+            if let Err(error) = limited {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "a microvm runs without a limit of its cgroup");
+            }
+        }
+    }
+
+    async fn build(
+        &self,
+        request: CreateRequest,
+        directory: VmDirectory,
+        drives: Vec<Drive>,
+        root: RootDisk,
+        size: VmSize,
+    ) -> Result<MicrovmContainer> {
+        let CreateRequest { id, spec, mounts, stdio, cgroup, marks, .. } = request;
+        let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
+        let guest_spec = translate(&spec, &mounts, stdin)?;
+        let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
+        let listeners = Listeners::bind(&directory)?;
+        let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
+        marks.reach(Phase::EngineStarted);
+        let pid = vm.vmm.pid();
+        let Listeners { control, stream, share: _ } = listeners;
+        let deadlines = Deadlines::at(self.engine.pace());
+        let accepting = Accepting { control, stream };
+        let (sandbox, _kernel) =
+            Sandbox::open(vm, accepting, id.clone(), cgroup.clone(), deadlines, &marks).await?;
+        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup);
+        container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
+        marks.reach(Phase::Created);
+        Ok(container)
+    }
+}
+
+/// Where VMs of `kind` live.
+fn root_of(kind: RuntimeKind, settings: &RuntimeSettings) -> &Path {
+    match kind {
+        RuntimeKind::Firecracker => &settings.firecracker_root,
+        _ => &settings.qemu_root,
+    }
+}
+
+/// Removes what a failed start left for its reader: call it when the container's record is removed.
+pub fn forget(kind: RuntimeKind, settings: &RuntimeSettings, id: &ContainerId) -> Result<()> {
+    remove(&VmDirectory::of(root_of(kind, settings), id))
+}
+
+/// The namespace that the spec wants the container in. The VMM joins it.
+fn network_of(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+    network.path().clone()
+}
+
+/// The drives of a root file system, and what the guest is told about them.
+fn drives_of(rootfs: &Rootfs, spec: &Spec, size: VmSize) -> Result<(Vec<Drive>, RootDisk)> {
+    let Rootfs::Block { image, format, scratch } = rootfs else {
+        return Err(Error::new(ErrorKind::Unsupported, "a microVM takes its root file system as an image"));
+    };
+    let mut drives = vec![Drive { path: image.clone(), access: DriveAccess::ReadOnly }];
+    let writable = match scratch {
+        Some(path) => {
+            drives.push(Drive { path: path.clone(), access: DriveAccess::Scratch });
+            WritableLayer::Drive(1)
+        }
+        None => {
+            let half = u64::from(size.mem_mib) << 19;
+            WritableLayer::Memory(crate::guest_spec::memory_limit(spec).unwrap_or(half))
+        }
+    };
+    for drive in &drives {
+        drive.path.metadata().map_err(|e| crate::failed("open disk", &drive.path, e))?;
+    }
+    Ok((drives, RootDisk { drive: 0, format: format.clone(), writable }))
+}
+
+#[async_trait]
+impl Runtime for Microvm {
+    fn kind(&self) -> RuntimeKind {
+        self.kind
+    }
+
+    /// No checkpoint, GPU or CDI: none of them exists for these VMs yet. Out-of-memory is reported by the guest
+    /// from its own kernel's count. A namespace that exists is joined by the VMM.
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn rootfs_form(&self) -> RootfsForm {
+        RootfsForm::Block
+    }
+
+    fn prepare(&self, spec: &mut Spec) -> Result<()> {
+        refuse_unsupported(spec)?;
+        VmSize::of(spec, self.kind, &self.settings).map(drop)
+    }
+
+    async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
+        let size = VmSize::of(&request.spec, self.kind, &self.settings)?;
+        let (drives, root) = drives_of(&request.rootfs, &request.spec, size)?;
+        let (id, cgroup) = (request.id.clone(), request.cgroup.clone());
+        let directory = VmDirectory::create(self.root(), &id)?;
+        self.limit(&cgroup, size);
+        let path = directory.path().to_owned();
+        match self.build(request, directory, drives, root, size).await {
+            Ok(container) => Ok(Box::new(container)),
+            Err(error) => {
+                let undone = end_processes(&cgroup).await.and_then(|()| clear(&path));
+                if let Err(left) = undone {
+                    tracing::warn!(container = %id, error = left.chain(), "a failed create could not be undone");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn clean(&self, id: &ContainerId, _: &Path, cgroup: &Cgroup) -> Result<()> {
+        end_processes(cgroup).await?;
+        clear(&VmDirectory::of(self.root(), id))
+    }
+}

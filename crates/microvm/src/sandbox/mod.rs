@@ -1,0 +1,204 @@
+//! The host's side of the protocol with a VM's guest: one task owns the VM.
+//!
+//! ```text
+//! booting ──Hello──▶ ready ──Create──▶ creating ──Created──▶ created ──Start──▶ starting ──Started──▶ running
+//!                                         │ Failed                                 │ Failed             │ Exited
+//!                                         ▼                                        ▼                    ▼
+//!                                        the request fails, the VM waits for its end                 draining
+//!                                                                                                       │ streams whole,
+//!                                                                                                       ▼ or deadline
+//! any ──VM ended, protocol violated, deadline──▶ lost ──▶ gone ◀── VM ended or killed ◀─ Shutdown ◀─ verdict
+//! ```
+//!
+//! Requests come in by a bounded queue; the verdict and the end of the VM go out by a watch. The guest is
+//! hostile: every id is checked, every wait has a deadline, every queue and connection count is bounded, and
+//! whatever is not in the picture ends the VM with a verdict that says what the guest did.
+
+mod frames;
+mod handshake;
+mod host_end;
+mod listeners;
+mod owner;
+mod streams;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use beta9_runtime::{ContainerStdio, Error, ErrorKind, Marks, Result, SignalTarget};
+use beta9_sys::cgroup::Cgroup;
+use beta9_types::{ContainerId, Exit, Phase};
+use beta9_wire::{ContainerSpec, RootDisk};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::engine::{Pace, Vm};
+
+pub(crate) use listeners::Listeners;
+use owner::Owner;
+
+/// Deadlines of everything that is asked of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadlines {
+    /// From the VM's start to `Hello`.
+    pub(crate) boot: Duration,
+    /// From `Create` or `Start` to its answer.
+    pub(crate) answer: Duration,
+    /// While draining, without a single byte moving.
+    pub(crate) drain: Duration,
+    /// From `Shutdown` to the end of the VMM.
+    pub(crate) shutdown: Duration,
+}
+
+impl Deadlines {
+    pub(crate) fn at(pace: Pace) -> Self {
+        Self {
+            boot: pace.deadline(Duration::from_secs(10)),
+            answer: pace.deadline(Duration::from_secs(15)),
+            drain: Duration::from_secs(10),
+            shutdown: pace.deadline(Duration::from_secs(2)),
+        }
+    }
+}
+
+/// The guest did what the protocol does not allow. The text continues "the guest broke the protocol: ".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation(String);
+
+impl Violation {
+    fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<beta9_wire::Error> for Violation {
+    fn from(error: beta9_wire::Error) -> Self {
+        Self(match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        })
+    }
+}
+
+/// What the owner of the VM is asked for.
+pub(crate) enum Request {
+    /// Prepare the container.
+    Create(Box<Create>, oneshot::Sender<Result<()>>),
+    /// Execute its process.
+    Start(oneshot::Sender<Result<()>>),
+    /// Signal its process or all of its processes.
+    Signal {
+        /// The kernel's number.
+        number: i32,
+        /// Whose.
+        target: SignalTarget,
+        /// Answered when it is on its way.
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// End the VM now; answered by the watch.
+    Stop,
+}
+
+/// The contents of a create request.
+pub(crate) struct Create {
+    pub(crate) root: RootDisk,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) stdio: ContainerStdio,
+}
+
+/// What is known about the VM's end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Status {
+    /// How the container ended. Never changes once it is there.
+    pub(crate) verdict: Option<Exit>,
+    /// Nothing of the VM runs any more, or, with an error, something of it cannot be killed.
+    pub(crate) gone: Option<std::result::Result<(), String>>,
+}
+
+/// A VM whose guest has reported. Dropping every handle ends it.
+#[derive(Clone)]
+pub(crate) struct Sandbox {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+}
+
+impl Sandbox {
+    /// Waits for the guest of a started VM to report, and hands both to a task of their own.
+    ///
+    /// On failure, and when this is cancelled, the VM is killed.
+    pub(crate) async fn open(
+        vm: Vm,
+        listeners: Accepting,
+        container: ContainerId,
+        cgroup: Cgroup,
+        deadlines: Deadlines,
+        marks: &Marks,
+    ) -> Result<(Self, GuestKernel)> {
+        let Accepting { control, stream } = listeners;
+        let (control, kernel) = handshake::greet(&vm, control, &container, deadlines.boot).await?;
+        marks.reach(Phase::GuestReady);
+        let (requests, queue) = mpsc::channel(8);
+        let (status, seen) = watch::channel(Status::default());
+        let owner = Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status);
+        tokio::spawn(owner.run());
+        Ok((Self { requests, status: seen }, kernel))
+    }
+
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<()>>) -> Request) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let over = || Error::new(ErrorKind::Failed, "the VM is over");
+        self.requests.send(request(reply)).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
+    }
+
+    /// Prepares the container; comes back when only its process is missing.
+    pub(crate) async fn create(&self, create: Create) -> Result<()> {
+        self.ask(|reply| Request::Create(Box::new(create), reply)).await
+    }
+
+    /// Executes the container's process.
+    pub(crate) async fn start(&self) -> Result<()> {
+        self.ask(Request::Start).await
+    }
+
+    /// Sends a signal to the container's process, or to all of its processes.
+    pub(crate) async fn signal(&self, number: i32, target: SignalTarget) -> Result<()> {
+        self.ask(|reply| Request::Signal { number, target, reply }).await
+    }
+
+    /// Waits for the verdict. May be cancelled and repeated.
+    pub(crate) async fn verdict(&self) -> Exit {
+        let mut status = self.status.clone();
+        let verdict = status.wait_for(|status| status.verdict.is_some()).await;
+        let verdict = verdict.ok().and_then(|status| status.verdict.clone());
+        verdict.unwrap_or_else(|| {
+            Exit::lost(beta9_types::ExitReason::SupervisorLost, "the task that owned the VM is gone")
+        })
+    }
+
+    /// Ends the VM if it is not ending by itself, and waits until nothing of it runs.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        // It fails only when the owner has finished.
+        let _ = self.requests.send(Request::Stop).await;
+        let mut status = self.status.clone();
+        match status.wait_for(|status| status.gone.is_some()).await.map(|status| status.gone.clone()) {
+            Ok(Some(Err(message))) => Err(Error::new(ErrorKind::Timeout, message)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The listeners that the sandbox accepts from.
+pub(crate) struct Accepting {
+    pub(crate) control: tokio::net::UnixListener,
+    pub(crate) stream: tokio::net::UnixListener,
+}
+
+/// What the guest calls its kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GuestKernel(pub(crate) String);
+
+/// A guest's words, fit for a message: bounded and without control characters.
+fn printable(text: &str, limit: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(limit).collect()
+}

@@ -1,0 +1,111 @@
+//! What a container in a VM does, on the real engines. Firecracker's stories are skipped without a usable KVM.
+
+mod common;
+
+use std::time::Instant;
+
+use beta9_runtime::{ErrorKind, SignalTarget};
+use beta9_types::{Exit, ExitReason, RuntimeKind};
+use common::Story;
+
+/// Which engine this run is about.
+fn kind() -> RuntimeKind {
+    match std::env::var("BETA9_ENGINE").as_deref() {
+        Ok("firecracker") => RuntimeKind::Firecracker,
+        _ => RuntimeKind::Qemu,
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn it_runs_says_and_returns() {
+    let fixture = fixture_or_skip!(kind());
+    let began = Instant::now();
+    let outcome =
+        Story::new(fixture, &["sh", "-c", "echo out; echo err >&2; hostname; exit 7"]).run(b"").await;
+    eprintln!("the whole story took {:?}", began.elapsed());
+    assert_eq!(outcome.exit, Exit::exited(7));
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("out\nbox\n", "err\n"));
+    assert_eq!(std::fs::read_dir(fixture.root.join("vms")).unwrap().count(), 0, "a vm directory is left");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn stdin_arrives_whole_and_ends() {
+    let fixture = fixture_or_skip!(kind());
+    let input: Vec<u8> = (0..1_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
+    let outcome = Story::new(fixture, &["wc", "-c"]).run(&input).await;
+    assert_eq!((outcome.exit, outcome.stdout.trim()), (Exit::exited(0), "4000000"));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_flood_of_output_arrives_whole() {
+    let fixture = fixture_or_skip!(kind());
+    let began = Instant::now();
+    let outcome =
+        Story::new(fixture, &["sh", "-c", "dd if=/dev/zero bs=64k count=512 | tr '\\0' x"]).run(b"").await;
+    assert_eq!((outcome.exit, outcome.stdout.len()), (Exit::exited(0), 32 << 20));
+    eprintln!("32 MiB took {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_program_that_is_not_there_is_127_and_one_that_is_none_126() {
+    let fixture = fixture_or_skip!(kind());
+    for (program, kind) in [("/bin/nope", ErrorKind::NotFound), ("/etc/plain", ErrorKind::CannotExecute)] {
+        let args = [program];
+        let (created, id) = Story::new(fixture, &args).create().await;
+        let mut running = created.unwrap();
+        let error = running.container.start().await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{}", error.chain());
+        assert!(error.to_string().contains(program), "{error}");
+        running.delete().await;
+        assert!(fixture.vm_directory(&id).join("console.log").exists(), "the logs of a failed start stay");
+        beta9_microvm::forget(fixture.kind, &fixture.settings, &id).unwrap();
+        assert!(!fixture.vm_directory(&id).exists());
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn signals_reach_the_process() {
+    let fixture = fixture_or_skip!(kind());
+    let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 1; done";
+    let mut running = Story::new(fixture, &["sh", "-c", script]).create().await.0.unwrap();
+    running.container.start().await.unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    running.container.signals().send(15, SignalTarget::Main).await.unwrap();
+    let outcome = running.finish(b"").await;
+    assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::exited(3), "caught\n"));
+
+    let mut running = Story::new(fixture, &["sleep", "1000"]).create().await.0.unwrap();
+    running.container.start().await.unwrap();
+    running.container.signals().send(9, SignalTarget::All).await.unwrap();
+    assert_eq!(running.finish(b"").await.exit, Exit::signaled(9));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_vmm_that_is_killed_is_lost() {
+    let fixture = fixture_or_skip!(kind());
+    let mut running = Story::new(fixture, &["sleep", "1000"]).create().await.0.unwrap();
+    running.container.start().await.unwrap();
+    let vmm = rustix::process::Pid::from_raw(running.container.pid() as i32).unwrap();
+    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).unwrap();
+    let exit = running.finish(b"").await.exit;
+    assert_eq!((exit.code, exit.reason), (125, ExitReason::VmmLost));
+    assert!(exit.message.unwrap().contains("was ended by signal 9"));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_container_out_of_memory_is_oom_and_not_lost() {
+    let fixture = fixture_or_skip!(kind());
+    let args = ["sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=200M count=1"];
+    let story = Story { memory: Some(32 << 20), ..Story::new(fixture, &args) };
+    let outcome = story.run(b"").await;
+    assert_eq!(outcome.exit, Exit::oom(), "{}", outcome.stderr);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_running_container_can_be_deleted() {
+    let fixture = fixture_or_skip!(kind());
+    let mut running = Story::new(fixture, &["sleep", "1000"]).create().await.0.unwrap();
+    running.container.start().await.unwrap();
+    running.delete().await;
+}
