@@ -69,8 +69,7 @@ async fn signals_reach_the_process() {
     let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 1; done";
     let mut running = Story::new(fixture, &["sh", "-c", script]).create().await.0.unwrap();
     running.container.start().await.unwrap();
-    let mut ready = [0; 6];
-    std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    running.wait_for("ready\n").await;
     running.container.signals().send(15, SignalTarget::Main).await.unwrap();
     let outcome = running.finish(b"").await;
     assert_eq!((outcome.exit, outcome.stdout.as_str()), (Exit::exited(3), "caught\n"));
@@ -96,7 +95,7 @@ async fn a_vmm_that_is_killed_is_lost() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_container_out_of_memory_is_oom_and_not_lost() {
     let fixture = fixture_or_skip!(kind());
-    let args = ["sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=200M count=1"];
+    let args = ["sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=100M count=1"];
     let story = Story { memory: Some(32 << 20), ..Story::new(fixture, &args) };
     let outcome = story.run(b"").await;
     assert_eq!(outcome.exit, Exit::oom(), "{}", outcome.stderr);

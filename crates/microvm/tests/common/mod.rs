@@ -260,6 +260,18 @@ impl Running {
         Outcome { exit, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     }
 
+    /// Waits until the container has said `text`.
+    pub(crate) async fn wait_for(&mut self, text: &'static str) {
+        let mut stdout = self.stdout.as_ref().unwrap().try_clone().unwrap();
+        // A thread of its own: this one carries the container's streams.
+        let heard = tokio::task::spawn_blocking(move || {
+            let mut heard = vec![0; text.len()];
+            stdout.read_exact(&mut heard).map(|()| heard)
+        });
+        let heard = timeout(DEADLINE, heard).await.unwrap().unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard), text);
+    }
+
     /// Milliseconds between the marks.
     fn timeline(&self) -> Vec<(&'static str, u64)> {
         let marks = self.marks.all();
