@@ -21,14 +21,17 @@
 mod container;
 mod engine;
 mod guest_spec;
+mod probe;
 mod runtime;
 mod sandbox;
+pub mod share;
 mod sizing;
 
 use std::path::Path;
 
 use beta9_runtime::{Error, ErrorKind};
 
+pub use probe::{ProbeReport, probe, probe_key};
 pub use runtime::{Microvm, forget};
 
 /// A step on a file that failed.

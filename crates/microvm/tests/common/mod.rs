@@ -1,5 +1,7 @@
 //! A root file system, a kernel, and one container at a time in a real VM.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
@@ -98,7 +100,10 @@ impl Fixture {
     }
 
     pub(crate) fn runtime(&self) -> Microvm {
-        Microvm::new(self.kind, &self.settings, self.reaper.clone()).unwrap()
+        let share = std::env::current_exe().unwrap().parent().unwrap().join("../examples/share");
+        Microvm::new(self.kind, &self.settings, self.reaper.clone())
+            .unwrap()
+            .with_share_program(share, Vec::new())
     }
 
     /// Where the VM of `id` lives.
