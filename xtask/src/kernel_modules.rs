@@ -7,22 +7,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-type Result<T> = std::result::Result<T, String>;
+use anyhow::{Context, Result};
 
-/// What a guest uses: the transports and devices of the engines, the file systems of root, layer and shares.
-const WANTED: [&str; 11] = [
-    "virtio_mmio",
-    "vmw_vsock_virtio_transport",
-    "virtio_blk",
-    "virtio_pci",
-    "virtio_net",
-    "virtio_rng",
-    "overlay",
-    "erofs",
-    "squashfs",
-    "ext4",
-    "fuse",
+/// What a guest's init asks for, and the module that serves it: transports and devices of the engines, file systems of
+/// root, layer and shares.
+const WANTED: [(&str, &str); 11] = [
+    ("virtio_mmio", "virtio_mmio"),
+    ("virtio_pci", "virtio_pci"),
+    ("vsock", "vmw_vsock_virtio_transport"),
+    ("virtio_blk", "virtio_blk"),
+    ("virtio_net", "virtio_net"),
+    ("virtio_rng", "virtio_rng"),
+    ("overlay", "overlay"),
+    ("erofs", "erofs"),
+    ("squashfs", "squashfs"),
+    ("ext4", "ext4"),
+    ("fuse", "fuse"),
 ];
+
+/// One purpose, and the files of the modules for it, each after those it needs itself.
+pub(crate) struct Purpose {
+    pub(crate) name: &'static str,
+    pub(crate) files: Vec<PathBuf>,
+}
 
 /// The modules of one kernel.
 pub(crate) struct Modules {
@@ -34,13 +41,13 @@ impl Modules {
     /// Finds the modules below `lib/modules/VERSION`.
     pub(crate) fn of(directory: &Path) -> Result<Self> {
         let list = directory.join("modules.builtin");
-        let builtin = fs::read_to_string(&list).map_err(|e| format!("read {}: {e}", list.display()))?;
+        let builtin = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
         let builtin = builtin.lines().map(|line| module_name(Path::new(line))).collect();
         let mut files = BTreeMap::new();
         let mut directories = vec![directory.join("kernel")];
         while let Some(directory) = directories.pop() {
             let entries =
-                fs::read_dir(&directory).map_err(|e| format!("read {}: {e}", directory.display()))?;
+                fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
             for path in entries.flatten().map(|entry| entry.path()) {
                 if path.is_dir() {
                     directories.push(path);
@@ -52,13 +59,14 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
-    /// The files of the modules a guest needs, each after those it needs itself.
-    pub(crate) fn guest_order(&self) -> Result<Vec<PathBuf>> {
-        let mut order = Vec::new();
-        for name in WANTED {
-            self.add(name, &mut order)?;
-        }
-        Ok(order)
+    /// The modules a guest may need, by purpose. A purpose that the kernel serves without modules has none.
+    pub(crate) fn for_guest(&self) -> Result<Vec<Purpose>> {
+        let purpose = |(name, module)| {
+            let mut files = Vec::new();
+            self.add(module, &mut files)?;
+            Ok(Purpose { name, files })
+        };
+        WANTED.into_iter().map(purpose).collect()
     }
 
     fn add(&self, name: &str, order: &mut Vec<PathBuf>) -> Result<()> {
@@ -66,11 +74,11 @@ impl Modules {
         if self.builtin.contains(&name) {
             return Ok(());
         }
-        let file = self.files.get(&name).ok_or_else(|| format!("this kernel has no module {name}"))?;
+        let file = self.files.get(&name).with_context(|| format!("this kernel has no module {name}"))?;
         if order.contains(file) {
             return Ok(());
         }
-        let bytes = fs::read(file).map_err(|e| format!("read {}: {e}", file.display()))?;
+        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let (needed, wished) = dependencies(&bytes);
         for needed in needed {
             self.add(&needed, order)?;

@@ -1,22 +1,56 @@
-//! The project's own chores: `cargo xtask demo`, `test`, `nested`, `guest`.
+//! The project's own chores, from a fresh Debian 12 machine to a tested build: `cargo xtask --help`.
+
+mod cpio;
+mod debian;
+mod debian_kernel;
+mod demo;
+mod guest;
+mod image;
+mod kernel_modules;
+mod nested;
+mod process;
+mod project;
+mod setup;
+mod test;
 
 use std::process::ExitCode;
 
-mod cpio;
-mod guest;
-mod kernel_modules;
+use clap::{Parser, Subcommand};
+
+use crate::project::Project;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own chores")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what building, testing and showing the project needs on a Debian 12 machine (needs root).
+    Setup,
+    /// Make the kernel and the initramfs that the microVM runtimes boot.
+    Guest(guest::Options),
+    /// Set the machine up and run the tests (needs root).
+    Test(test::Options),
+    /// Run one program in every runtime, side by side, from a fresh machine on (needs root).
+    Demo,
+    /// Run a command in a nested machine with a KVM that boots real guests and with cgroup v2 alone (needs root).
+    Nested(nested::Options),
+}
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let result = match arguments.next().as_deref() {
-        Some("guest") => guest::run(arguments),
-        _ => Err("usage: cargo xtask guest".to_owned()),
+    let project = Project::here();
+    let outcome = match Arguments::parse().command {
+        Chore::Setup => setup::show(&project),
+        Chore::Guest(options) => guest::run(&project, &options).map(|_| ExitCode::SUCCESS),
+        Chore::Test(options) => test::run(&project, &options),
+        Chore::Demo => demo::run(&project),
+        Chore::Nested(options) => nested::run(&project, &options),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("xtask: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

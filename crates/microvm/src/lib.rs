@@ -32,7 +32,7 @@ use std::path::Path;
 use beta9_runtime::{Error, ErrorKind};
 
 pub use probe::{ProbeReport, probe, probe_key};
-pub use runtime::{Microvm, forget};
+pub use runtime::{CAPABILITIES, Microvm, forget};
 
 /// A step on a file that failed.
 fn failed(operation: &str, path: &Path, error: std::io::Error) -> Error {

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use beta9_microvm::probe;
 use beta9_runtime::{ErrorKind, SignalTarget};
-use beta9_sys::cgroup::Cgroup;
 use beta9_types::{Exit, ExitReason, QemuAccel, RuntimeKind, RuntimeSettings};
 use common::Story;
 
@@ -169,9 +168,7 @@ async fn a_mount_that_is_not_there_fails_the_start_by_name() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_probe_boots_a_guest_and_leaves_nothing() {
     let fixture = fixture_or_skip!(kind());
-    let cgroup = Cgroup::at(format!("beta9-microvm-test/probe-{}", std::process::id()));
-    cgroup.create().unwrap();
-    let report = probe(fixture.kind, &fixture.settings, &fixture.reaper, &cgroup).await.unwrap();
+    let report = probe(fixture.kind, &fixture.settings, &fixture.reaper).await.unwrap();
     eprintln!("{report:?}");
     assert!(report.kernel.starts_with('6'), "{report:?}");
     let left = std::fs::read_dir(fixture.root.join("vms")).unwrap().flatten();
@@ -179,11 +176,9 @@ async fn a_probe_boots_a_guest_and_leaves_nothing() {
 
     let settings = RuntimeSettings { qemu_initrd: Some("/etc/hostname".into()), ..fixture.settings.clone() };
     let settings = RuntimeSettings { firecracker_initrd: Some("/etc/hostname".into()), ..settings };
-    let error = probe(fixture.kind, &settings, &fixture.reaper, &cgroup).await.unwrap_err();
+    let error = probe(fixture.kind, &settings, &fixture.reaper).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.chain().contains("Kernel panic"), "{}", error.chain());
-    assert!(cgroup.processes().is_empty());
-    cgroup.remove().unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -192,18 +187,14 @@ async fn a_kvm_that_boots_nothing_is_recognised() {
     if kind() == RuntimeKind::Firecracker {
         return eprintln!("skipped: where Firecracker's stories run, KVM works");
     }
-    let cgroup = Cgroup::at(format!("beta9-microvm-test/kvm-{}", std::process::id()));
-    cgroup.create().unwrap();
     let settings = RuntimeSettings { qemu_accel: QemuAccel::Kvm, ..fixture.settings.clone() };
-    match probe(fixture.kind, &settings, &fixture.reaper, &cgroup).await {
+    match probe(fixture.kind, &settings, &fixture.reaper).await {
         Ok(report) => assert_eq!(report.accel, QemuAccel::Kvm),
         Err(error) => {
             let text = error.chain();
             eprintln!("{text}");
             assert_eq!(error.kind(), ErrorKind::Unavailable);
-            assert!(text.contains("/dev/kvm") && text.contains("qemu_accel: tcg"), "{text}");
+            assert!(text.contains("/dev/kvm opens, but"), "{text}");
         }
     }
-    assert!(cgroup.processes().is_empty());
-    cgroup.remove().unwrap();
 }

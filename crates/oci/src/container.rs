@@ -16,6 +16,9 @@ use crate::program::{Files, Program};
 /// How long killed processes may take to leave their cgroup.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The code for the last signal, 64. What is above can only be the container's own.
+const LAST_SIGNAL_CODE: u8 = 128 + 64;
+
 /// What the kernel's OOM killer means for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OomRule {
@@ -51,7 +54,9 @@ impl OciContainer {
         let oom = self.cgroup.oom_kills() > 0;
         let exit = match exit {
             // gVisor's sandbox cannot die of its container's signal, so it returns 128+n instead.
-            ChildExit::Code(code) if self.oom == OomRule::Sandbox && code > 128 => Exit::signaled(code - 128),
+            ChildExit::Code(code @ 129..=LAST_SIGNAL_CODE) if self.oom == OomRule::Sandbox => {
+                Exit::signaled(code - 128)
+            }
             ChildExit::Code(code) => Exit::exited(code),
             ChildExit::Signal(number) => Exit::signaled(number),
         };

@@ -17,6 +17,15 @@ use crate::container::{self, OomRule};
 use crate::program::{Files, Program};
 use crate::runc;
 
+/// What `gvisor` can do.
+pub const GVISOR_CAPABILITIES: Capabilities = Capabilities {
+    checkpoint_restore: false,
+    gpu: false,
+    oom_events: true,
+    join_existing_netns: true,
+    cdi: false,
+};
+
 /// The `gvisor` runtime.
 pub struct Gvisor {
     program: Program,
@@ -70,7 +79,7 @@ impl Runtime for Gvisor {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { oom_events: true, join_existing_netns: true, ..Capabilities::default() }
+        GVISOR_CAPABILITIES
     }
 
     fn rootfs_form(&self) -> RootfsForm {
@@ -86,6 +95,11 @@ impl Runtime for Gvisor {
     }
 
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
+        // runsc applies limits only to a cgroup that it made itself.
+        request
+            .cgroup
+            .remove()
+            .map_err(|e| Error::caused(ErrorKind::Failed, "hand the cgroup to runsc", e))?;
         runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
     }
 

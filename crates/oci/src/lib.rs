@@ -18,5 +18,5 @@ mod gvisor;
 mod program;
 mod runc;
 
-pub use gvisor::Gvisor;
-pub use runc::Runc;
+pub use gvisor::{GVISOR_CAPABILITIES, Gvisor};
+pub use runc::{RUNC_CAPABILITIES, Runc};

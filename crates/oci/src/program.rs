@@ -107,7 +107,9 @@ impl Program {
     async fn run(&self, reaper: &Reaper, mut command: Command, subcommand: &str) -> Result<ChildExit> {
         let (sender, exited) = oneshot::channel();
         let child = reaper
-            .spawn(&mut command, move |exit| drop(sender.send(exit)))
+            .spawn(&mut command, move |exit| {
+                let _ = sender.send(exit);
+            })
             .map_err(|e| Error::caused(ErrorKind::Unavailable, format!("run {}", self.bin.display()), e))?;
         // The container's streams must not stay open in this process.
         drop(command);
@@ -157,7 +159,9 @@ fn last_message(text: &str) -> Option<String> {
 /// docker's exit codes depend on whether the program was missing or could not be executed. Neither runtime has a code
 /// for it, so their wording decides; it comes from Go's `exec` and `os` packages and gVisor's loader.
 fn classify(message: &str) -> ErrorKind {
-    let about_the_program = message.contains("exec: ") || message.contains("failed to load ");
+    let about_the_program = ["exec: ", "failed to load ", "error finding executable "]
+        .iter()
+        .any(|words| message.contains(words));
     if !about_the_program {
         ErrorKind::Failed
     } else if message.contains("no such file or directory") || message.contains("executable file not found") {
@@ -188,6 +192,10 @@ mod tests {
             (r#"exec: "/x": stat /x: no such file or directory"#, ErrorKind::NotFound),
             (r#"exec: "/etc": permission denied"#, ErrorKind::CannotExecute),
             ("creating process: failed to load /x: no such file or directory", ErrorKind::NotFound),
+            (
+                r#"error finding executable "x" in PATH [/bin]: no such file or directory"#,
+                ErrorKind::NotFound,
+            ),
             ("mounting \"/a\": no such file or directory", ErrorKind::Failed),
         ];
         for (message, kind) in cases {

@@ -14,6 +14,15 @@ use oci_spec::runtime::Spec;
 use crate::container::{self, OciContainer, OomRule};
 use crate::program::{Files, Program};
 
+/// What `runc` can do.
+pub const RUNC_CAPABILITIES: Capabilities = Capabilities {
+    checkpoint_restore: false,
+    gpu: false,
+    oom_events: true,
+    join_existing_netns: true,
+    cdi: false,
+};
+
 /// The `runc` runtime.
 pub struct Runc {
     bin: PathBuf,
@@ -51,7 +60,7 @@ impl Runtime for Runc {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { oom_events: true, join_existing_netns: true, ..Capabilities::default() }
+        RUNC_CAPABILITIES
     }
 
     fn rootfs_form(&self) -> RootfsForm {

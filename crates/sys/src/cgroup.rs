@@ -23,6 +23,8 @@ pub struct Cgroup {
     path: PathBuf,
     /// The group's directory in every hierarchy.
     directories: Vec<Hierarchy>,
+    /// Where it would be in the v1 hierarchies that nobody here uses, and in which runtime programs make it anyway.
+    unused: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +49,7 @@ impl Cgroup {
     /// A group in no hierarchy: entering and limiting it does nothing. For probes and tests on machines without
     /// cgroups of their own.
     pub fn none() -> Self {
-        Self { path: PathBuf::new(), directories: Vec::new() }
+        Self { path: PathBuf::new(), directories: Vec::new(), unused: Vec::new() }
     }
 
     fn below(mount: &Path, path: &Path) -> Self {
@@ -58,7 +60,15 @@ impl Cgroup {
             let v1 = V1_CONTROLLERS.iter().map(|name| hierarchy(name, mount.join(name)));
             v1.filter(|h| h.directory.ancestors().any(|dir| dir.join("cgroup.procs").exists())).collect()
         };
-        Self { path: path.to_owned(), directories }
+        let unused = if directories.iter().any(|h| h.controller.is_empty()) {
+            Vec::new()
+        } else {
+            // `cpuacct` may be a link to `cpu,cpuacct`; a group that is not there is removed as easily as one that is.
+            let names =
+                fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path().join(path));
+            names.filter(|directory| directories.iter().all(|h| h.directory != *directory)).collect()
+        };
+        Self { path: path.to_owned(), directories, unused }
     }
 
     /// The path in the form of an OCI `linux.cgroupsPath`: absolute below the hierarchy's root.
@@ -69,7 +79,7 @@ impl Cgroup {
     /// Makes the group where it is missing.
     pub fn create(&self) -> Result<()> {
         for Hierarchy { controller, directory } in &self.directories {
-            fs::create_dir_all(directory).map_err(|e| Error::at("create cgroup", directory, e))?;
+            create_all(directory).map_err(|e| Error::at("create cgroup", directory, e))?;
             if controller.is_empty() {
                 delegate_v2(directory);
             }
@@ -166,10 +176,22 @@ impl Cgroup {
         }
     }
 
+    fn everywhere(&self) -> impl Iterator<Item = &PathBuf> {
+        self.directories.iter().map(|hierarchy| &hierarchy.directory).chain(&self.unused)
+    }
+
+    /// Removes the group if nothing is in it and nothing is below it.
+    pub fn remove_if_empty(&self) {
+        for directory in self.everywhere() {
+            // Busy means that somebody needs it, which is an answer and no failure.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
     /// Removes the group and what is below it. Missing is fine; processes inside are an error.
     pub fn remove(&self) -> Result<()> {
-        for hierarchy in &self.directories {
-            let mut directories = with_descendants(&hierarchy.directory);
+        for directory in self.everywhere() {
+            let mut directories = with_descendants(directory);
             directories.reverse();
             for directory in directories {
                 remove_group(&directory)?;
@@ -177,6 +199,17 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Another container's end may remove the common parent between two of our steps; then they are taken again.
+fn create_all(directory: &Path) -> io::Result<()> {
+    for _ in 0..10 {
+        match fs::create_dir_all(directory) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+    }
+    fs::create_dir_all(directory)
 }
 
 /// Makes the limits that we use available in `directory`, which its ancestors have to hand down (v2).

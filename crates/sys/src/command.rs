@@ -23,6 +23,8 @@ pub enum Namespace {
 pub trait CommandExtra {
     /// The child leads a session of its own, so a terminal's signals and hang-up do not reach it.
     fn new_session(&mut self) -> &mut Self;
+    /// No signal is blocked or ignored in the child. `std` passes this process's mask on.
+    fn default_signals(&mut self) -> &mut Self;
     /// The child is killed when the thread that spawned it ends.
     ///
     /// It is bound to the *thread*: only call this from one that lives as long as the process.
@@ -39,6 +41,15 @@ impl CommandExtra for Command {
     fn new_session(&mut self) -> &mut Self {
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { self.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
+    }
+
+    fn default_signals(&mut self) -> &mut Self {
+        let reset = || {
+            crate::signals::reset_all();
+            Ok(())
+        };
+        // SAFETY: the closure makes system calls and allocates nothing.
+        unsafe { self.pre_exec(reset) }
     }
 
     fn die_with_parent(&mut self) -> &mut Self {
@@ -99,6 +110,22 @@ mod tests {
         let (pid, session) = text.trim().split_once(' ').unwrap();
         assert_eq!(pid, session);
     }
+    #[test]
+    fn a_child_blocks_no_signal_that_its_parent_blocks() {
+        std::thread::spawn(|| {
+            let _taken = crate::signalfd::SignalFd::take(&[rustix::process::Signal::TERM]).unwrap();
+            // Not through a shell, which clears the mask itself.
+            let mut command = Command::new("grep");
+            command.args(["SigBlk", "/proc/self/status"]);
+            let blocked =
+                |command: &mut Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+            assert_eq!(blocked(&mut command).trim_end(), "SigBlk:\t0000000000004000", "inherited by itself");
+            assert_eq!(blocked(command.default_signals()).trim_end(), "SigBlk:\t0000000000000000");
+        })
+        .join()
+        .unwrap();
+    }
+
     #[test]
     fn a_child_is_in_its_cgroup_and_network_before_its_program_starts() {
         let group = tempfile::NamedTempFile::new().unwrap();

@@ -8,9 +8,11 @@
 pub mod cgroup;
 pub mod command;
 pub mod machine;
+pub mod namespaces;
 pub mod processor;
 pub mod program;
 pub mod reaper;
+pub mod signalfd;
 pub mod signals;
 pub mod vsock;
 

@@ -7,6 +7,7 @@
 mod digest;
 mod exit;
 mod id;
+mod pool_name;
 mod reference;
 mod request;
 mod runtime_kind;
@@ -17,6 +18,7 @@ mod state;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
+pub use pool_name::PoolName;
 pub use reference::ImageReference;
 pub use request::{BindMount, ContainerRequest, MountAccess, User};
 pub use runtime_kind::{RuntimeChoice, RuntimeKind};

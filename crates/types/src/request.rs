@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,23 @@ impl BindMount {
     /// Longest path accepted (`PATH_MAX`).
     const MAX_PATH: usize = 4096;
     const RULE: &'static str = "use SOURCE:TARGET or SOURCE:TARGET:ro, both absolute and without ..";
+
+    /// Checks both paths.
+    pub fn new(source: PathBuf, target: PathBuf, access: MountAccess) -> Result<Self, ParseError> {
+        let fine = |path: &Path| {
+            let text = path.as_os_str().as_encoded_bytes();
+            path.is_absolute()
+                && text.len() < Self::MAX_PATH
+                && !text.contains(&0)
+                && !path.components().any(|part| part == Component::ParentDir)
+        };
+        let mount = Self { source, target, access };
+        if fine(&mount.source) && fine(&mount.target) && mount.target.components().count() > 1 {
+            Ok(mount)
+        } else {
+            Err(ParseError::new("mount", &mount.to_string(), Self::RULE))
+        }
+    }
 }
 
 impl std::str::FromStr for BindMount {
@@ -118,16 +135,10 @@ impl std::str::FromStr for BindMount {
             Some("ro") => MountAccess::ReadOnly,
             Some(_) => return Err(bad()),
         };
-        let fine = |path: &str| {
-            path.starts_with('/')
-                && path.len() < Self::MAX_PATH
-                && !path.contains('\0')
-                && !path.split('/').any(|part| part == "..")
-        };
-        if parts.next().is_some() || !fine(source) || !fine(target) || target.trim_matches('/').is_empty() {
+        if parts.next().is_some() {
             return Err(bad());
         }
-        Ok(Self { source: source.into(), target: target.into(), access })
+        Self::new(source.into(), target.into(), access)
     }
 }
 

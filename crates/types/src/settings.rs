@@ -65,6 +65,20 @@ pub enum QemuAccel {
     Tcg,
 }
 
+impl QemuAccel {
+    /// Every way, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Kvm, Self::Tcg];
+
+    /// The word used in configuration and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 impl RuntimeSettings {
     /// The directory that holds the VMs when nothing is configured.
     pub const DEFAULT_MICROVM_ROOT: &'static str = "/var/lib/beta9/microvm";

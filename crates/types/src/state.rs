@@ -35,6 +35,11 @@ impl ContainerState {
         }
     }
 
+    /// Whether the start is behind it, however it went.
+    pub fn is_started(&self) -> bool {
+        matches!(self, Self::Running { .. } | Self::Exited(_))
+    }
+
     /// How it ended, if it did.
     pub fn exit(&self) -> Option<&Exit> {
         match self {

@@ -3,36 +3,37 @@
 //! An initramfs cannot be pivoted away from. So its mounts are moved onto a tmpfs, and that tmpfs over the root: from
 //! then on a container can `pivot_root` in its own mount namespace.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::chroot;
-use rustix::system::finit_module;
 
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Result, chain};
+use crate::modules::Modules;
 use crate::report;
 
 /// Where a container's mounts and directories are.
 pub(crate) const CONTAINERS: &str = "/run/beta9";
 
 /// Makes the machine usable. Anything that fails here leaves nothing to run containers with.
-pub(crate) fn boot() -> Result<()> {
+pub(crate) fn boot() -> Result<Modules> {
     let hidden = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
     file_system("devtmpfs", "/dev", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0755")?;
     file_system("proc", "/proc", hidden, "")?;
     file_system("sysfs", "/sys", hidden, "")?;
-    load_modules(Path::new("/modules"))?;
+    let modules = Modules::find(Path::new("/modules"))?;
+    modules.load_drivers();
     leave_initramfs()?;
     file_system("cgroup2", "/sys/fs/cgroup", hidden, "")?;
     fs::create_dir_all(CONTAINERS).context(|| format!("create {CONTAINERS}"))?;
     // Linux kills the process with the highest score first; this one is never to be it.
     fs::write("/proc/self/oom_score_adj", "-1000").context(|| "write /proc/self/oom_score_adj")?;
     if let Err(error) = beta9_sys::machine::loopback_up() {
-        report::warn(&error.to_string());
+        report::warn(&chain(&error));
     }
-    Ok(())
+    Ok(modules)
 }
 
 fn file_system(kind: &str, target: &str, flags: MountFlags, data: &str) -> Result<()> {
@@ -43,25 +44,6 @@ fn file_system(kind: &str, target: &str, flags: MountFlags, data: &str) -> Resul
         Err(Errno::BUSY) | Ok(()) => Ok(()),
         Err(error) => Err(error).context(|| format!("mount {kind} on {target}")),
     }
-}
-
-/// Loads the modules that `order` names, and frees the memory that their files take.
-fn load_modules(directory: &Path) -> Result<()> {
-    let Ok(order) = fs::read_to_string(directory.join("order")) else {
-        // A kernel with everything built in comes without.
-        return Ok(());
-    };
-    for name in order.lines() {
-        let path = directory.join(name);
-        let file = File::open(&path).context(|| format!("open {}", path.display()))?;
-        match finit_module(&file, c"", 0) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            // A driver for what this machine does not have. What is really missing shows when it is needed.
-            Err(error) => report::warn(&format!("load module {name}: {error}")),
-        }
-    }
-    let _ = fs::remove_dir_all(directory);
-    Ok(())
 }
 
 fn leave_initramfs() -> Result<()> {

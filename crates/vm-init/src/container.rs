@@ -23,7 +23,7 @@ use crate::container::disks::Disks;
 use crate::container::group::Group;
 use crate::container::share::Share;
 use crate::container::streams::Streams;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::machine::Machine;
 use crate::stage::{Orders, Stage};
 use crate::{boot, report};
@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Ended(ChildExit),
     /// The host has stored the exit.
     ExitAck,
+    /// The machine ends, and nobody listens any more.
+    Discard,
 }
 
 /// Whom a signal is for.
@@ -77,29 +79,34 @@ struct Container {
     _disks: Disks,
 }
 
-/// Owns a container. Returns when nothing of it is left.
-pub(crate) fn own(machine: &Machine, order: Order, events: &Receiver<Event>, sender: &SyncSender<Event>) {
+/// Owns a container. Returns when nothing of it is left; an error is the one thing that is still to be reported.
+pub(crate) fn own(
+    machine: &Machine,
+    order: Order,
+    events: &Receiver<Event>,
+    sender: &SyncSender<Event>,
+) -> Result<()> {
     let id = order.container.clone();
-    let failed = |failure: Failure| machine.fail(&id, failure.kind, failure.message);
-    let container = match Container::create(machine, order, sender) {
-        Ok(container) => container,
-        Err(failure) => return failed(failure),
-    };
+    let container = Container::create(machine, order, sender)?;
     machine.reports.send(&FromGuest::Created { container: id.clone() });
-    match container.run(machine, &id, events) {
-        Ok((container, exit)) => container.finish(machine, &id, exit, events),
-        Err(failure) => failed(failure),
+    if let Some((container, exit)) = container.run(machine, &id, events)? {
+        container.finish(machine, &id, exit, events);
     }
+    Ok(())
 }
 
 impl Container {
     fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
         let Order { container: id, root, spec } = order;
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
-        let disks = Disks::mount(&place, &root)?;
+        let disks = Disks::mount(&place, &root, &machine.modules)?;
         let group = Group::create(&id, &spec.resources)?;
         let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
-        let share = if spec.mounts.iter().any(shared) { Some(Share::mount(&place, &id)?) } else { None };
+        let share = if spec.mounts.iter().any(shared) {
+            Some(Share::mount(&place, &id, &machine.modules)?)
+        } else {
+            None
+        };
         let (streams, pipes) = Streams::open(&id, spec.process.stdin)?;
         let orders = Orders {
             root: disks.root(),
@@ -121,16 +128,18 @@ impl Container {
         }
     }
 
-    /// From created to ended.
+    /// From created to ended; `None` if it was discarded.
     fn run(
         mut self,
         machine: &Machine,
         id: &ContainerId,
         events: &Receiver<Event>,
-    ) -> Result<(Self, ChildExit)> {
-        // The sender lives as long as this thread, so the queue has an end only with it.
+    ) -> Result<Option<(Self, ChildExit)>> {
         while let Ok(event) = events.recv() {
             match event {
+                Event::Start if self.stage.is_executed() => {
+                    report::warn(&format!("container {id} is started already"));
+                }
                 Event::Start => match self.stage.execute() {
                     Ok(()) => machine.reports.send(&FromGuest::Started { container: id.clone() }),
                     Err(failure) => {
@@ -139,11 +148,12 @@ impl Container {
                     }
                 },
                 Event::Signal { signal, target } => self.signal(signal, target),
-                Event::Ended(exit) => return Ok((self, exit)),
+                Event::Ended(exit) => return Ok(Some((self, exit))),
                 Event::ExitAck => {}
+                Event::Discard => break,
             }
         }
-        Err(Failure::refused("the container was given up"))
+        Ok(None)
     }
 
     fn signal(&self, signal: i32, target: Target) {
@@ -172,15 +182,16 @@ impl Container {
             ChildExit::Code(code) => (code, 0),
             ChildExit::Signal(signal) => (0, signal),
         };
-        const KILLED: u8 = 9;
-        let oom = signal == KILLED && self.group.oom_kills() > 0;
+        // A shell that is init reports the death of its child as 128 + SIGKILL.
+        let killed = matches!(exit, ChildExit::Signal(9) | ChildExit::Code(137));
+        let oom = killed && self.group.oom_kills() > 0;
         let exit = GuestExit { code, signal, oom, stdout_bytes: totals.stdout, stderr_bytes: totals.stderr };
         loop {
             machine.reports.send(&FromGuest::Exited { container: id.clone(), exit });
             let again = Instant::now() + REPORT_INTERVAL;
             loop {
                 match events.recv_timeout(again.saturating_duration_since(Instant::now())) {
-                    Ok(Event::ExitAck) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(Event::ExitAck | Event::Discard) | Err(RecvTimeoutError::Disconnected) => return,
                     Ok(_) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                 }

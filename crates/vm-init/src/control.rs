@@ -11,6 +11,7 @@ use beta9_wire::{CONTROL_PORT, Frame, FromGuest, PROTOCOL_VERSION, ToGuest, deco
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
+use crate::failure::chain;
 use crate::report;
 
 /// How long the host has to answer the first message, counted from the first try.
@@ -45,7 +46,7 @@ impl Reports {
             Ok(connection.write_all(&frame)?)
         });
         if let Err(error) = sent {
-            report::warn(&format!("cannot report to the host: {error}"));
+            report::warn(&format!("cannot report to the host: {}", chain(&error)));
         }
     }
 }
@@ -65,7 +66,7 @@ pub(crate) fn dial() -> Result<(ContainerId, Requests, Reports), String> {
             Err(failure) => failure,
         };
         if Instant::now() + pause >= end {
-            return Err(format!("the host did not answer on vsock port {CONTROL_PORT}: {failure}"));
+            return Err(format!("the host did not answer on vsock port {CONTROL_PORT}: {}", chain(&failure)));
         }
         // The device may not be there yet, or the host not listen yet: neither announces itself.
         std::thread::sleep(pause);
@@ -86,7 +87,7 @@ fn greet(end: Instant) -> Result<(ContainerId, Requests, Reports), beta9_wire::E
         ToGuest::Welcome { protocol: PROTOCOL_VERSION, sandbox, unix_ns, entropy } => {
             set_clock(unix_ns);
             if let Err(error) = beta9_sys::machine::add_entropy(entropy) {
-                report::warn(&error.to_string());
+                report::warn(&chain(&error));
             }
             set_socket_timeout(&requests.0, Timeout::Recv, None).map_err(io::Error::from)?;
             Ok((sandbox, requests, reports))

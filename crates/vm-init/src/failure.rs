@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::fmt::Display;
 
 use beta9_wire::StartFailure;
@@ -22,20 +23,25 @@ impl Failure {
     }
 
     /// Preparing failed: `what` was tried, `source` is the answer.
-    pub(crate) fn setup(what: impl Display, source: impl std::error::Error) -> Self {
-        let mut message = format!("{what}: {source}");
-        let mut next = source.source();
-        while let Some(cause) = next {
-            message.push_str(&format!(": {cause}"));
-            next = cause.source();
-        }
-        Self::new(StartFailure::Setup, message)
+    pub(crate) fn setup(what: impl Display, source: &dyn Error) -> Self {
+        Self::new(StartFailure::Setup, format!("{what}: {}", chain(source)))
     }
 
     /// The host asked for something that makes no sense.
     pub(crate) fn refused(message: impl Into<String>) -> Self {
         Self::new(StartFailure::Setup, message)
     }
+}
+
+/// An error and what caused it, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        message.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    message
 }
 
 /// The result of a step towards a running container.
@@ -46,8 +52,8 @@ pub(crate) trait Context<T> {
     fn context<D: Display>(self, what: impl FnOnce() -> D) -> Result<T>;
 }
 
-impl<T, E: std::error::Error> Context<T> for std::result::Result<T, E> {
+impl<T, E: Error> Context<T> for std::result::Result<T, E> {
     fn context<D: Display>(self, what: impl FnOnce() -> D) -> Result<T> {
-        self.map_err(|error| Failure::setup(what(), error))
+        self.map_err(|error| Failure::setup(what(), &error))
     }
 }

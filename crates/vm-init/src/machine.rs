@@ -4,16 +4,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use beta9_sys::reaper::Reaper;
 use beta9_types::ContainerId;
 use beta9_wire::{FromGuest, StartFailure, ToGuest};
-use rustix::mount::{UnmountFlags, unmount};
 
 use crate::container::{self, Event, Order};
 use crate::control::{self, Reports, Requests};
+use crate::failure::chain;
+use crate::modules::Modules;
 use crate::{boot, report};
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
@@ -27,20 +28,23 @@ pub(crate) struct Machine {
     pub(crate) reports: Reports,
     /// The owner of all children.
     pub(crate) reaper: Reaper,
+    /// What the kernel can still load.
+    pub(crate) modules: Modules,
     containers: Mutex<HashMap<ContainerId, SyncSender<Event>>>,
+    /// Signalled when a container is gone.
+    gone: Condvar,
 }
 
 /// Is PID 1. Does not return.
 pub(crate) fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| report::fatal(&panic.to_string().replace('\n', " "))));
-    if let Err(failure) = boot::boot() {
-        report::fatal(&failure.message);
-    }
+    let modules = boot::boot().unwrap_or_else(|failure| report::fatal(&failure.message));
     let reaper = Reaper::start().unwrap_or_else(|error| report::fatal(&format!("start the reaper: {error}")));
     let (_sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
-    let machine = Arc::new(Machine { reports, reaper, containers: Mutex::default() });
+    let machine =
+        Arc::new(Machine { reports, reaper, modules, containers: Mutex::default(), gone: Condvar::new() });
     let lost = serve(&machine, requests);
-    end(lost.as_deref())
+    machine.end(lost.as_deref())
 }
 
 /// Serves requests until the host shuts the machine down; `Some` says why the host is gone instead.
@@ -58,7 +62,7 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
             Ok(ToGuest::ExitAck { container }) => machine.pass(&container, Event::ExitAck),
             Ok(ToGuest::Shutdown) => return None,
             Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
-            Err(error) => return Some(error.to_string()),
+            Err(error) => return Some(chain(&error)),
         }
     }
 }
@@ -68,14 +72,22 @@ impl Machine {
         let id = order.container.clone();
         let (sender, events) = sync_channel(MAX_WAITING);
         match self.containers().entry(id.clone()) {
-            Entry::Occupied(_) => return report::warn(&format!("container {id} exists already")),
+            // The host cannot mean the one that there is. An answer is better than silence all the same.
+            Entry::Occupied(_) => {
+                return self.fail(&id, StartFailure::Setup, format!("container {id} exists already"));
+            }
             Entry::Vacant(place) => place.insert(sender.clone()),
         };
         let machine = Arc::clone(self);
         let thread = std::thread::Builder::new().name("container".to_owned()).spawn(move || {
             let id = order.container.clone();
-            container::own(&machine, order, &events, &sender);
+            let owned = container::own(&machine, order, &events, &sender);
             machine.containers().remove(&id);
+            machine.gone.notify_all();
+            // Only now may the host use the name again.
+            if let Err(failure) = owned {
+                machine.fail(&id, failure.kind, failure.message);
+            }
         });
         if let Err(error) = thread {
             self.containers().remove(&id);
@@ -105,30 +117,25 @@ impl Machine {
         // A panic ends the machine, so nobody sees a half-changed table.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Ends every container and the machine.
-fn end(lost: Option<&str>) -> ! {
-    // A file server that does not answer must not keep the machine alive.
-    let _ = std::thread::Builder::new().spawn(|| {
-        std::thread::sleep(LAST_DEADLINE);
-        report::restart()
-    });
-    let _ = fs::write("/sys/fs/cgroup/beta9/cgroup.kill", "1");
-    // Newest first, so that nothing is unmounted under something else.
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    for line in mounts.lines().rev() {
-        match line.split(' ').nth(1) {
-            Some(target) if target.starts_with(boot::CONTAINERS) => {
-                // Busy or gone: the sync below is what counts.
-                let _ = unmount(target, UnmountFlags::FORCE);
-            }
-            _ => {}
+    /// Ends every container and the machine.
+    fn end(&self, lost: Option<&str>) -> ! {
+        // A file server that does not answer must not keep the machine alive.
+        let _ = std::thread::Builder::new().spawn(|| {
+            std::thread::sleep(LAST_DEADLINE);
+            report::restart()
+        });
+        let _ = fs::write("/sys/fs/cgroup/beta9/cgroup.kill", "1");
+        let containers = self.containers();
+        for sender in containers.values() {
+            // One that has no room for it, or does not get to it, is cut short by the deadline.
+            let _ = sender.try_send(Event::Discard);
         }
-    }
-    rustix::fs::sync();
-    match lost {
-        Some(why) => report::fatal(&format!("the host is gone: {why}")),
-        None => report::restart(),
+        let all_gone = self.gone.wait_timeout_while(containers, LAST_DEADLINE, |left| !left.is_empty());
+        drop(all_gone);
+        rustix::fs::sync();
+        match lost {
+            Some(why) => report::fatal(&format!("the host is gone: {why}")),
+            None => report::restart(),
+        }
     }
 }

@@ -18,6 +18,7 @@ mod container;
 mod control;
 mod failure;
 mod machine;
+mod modules;
 mod report;
 mod stage;
 

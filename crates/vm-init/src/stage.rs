@@ -102,6 +102,11 @@ impl Stage {
         self.pid
     }
 
+    /// Whether it was told to execute its program.
+    pub(crate) fn is_executed(&self) -> bool {
+        self.socket.is_none()
+    }
+
     /// Lets it execute its program; returns when it has. Only once.
     pub(crate) fn execute(&mut self) -> Result<()> {
         let mut socket = self.socket.take().ok_or_else(|| Failure::refused("it is started already"))?;

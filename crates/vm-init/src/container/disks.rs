@@ -11,6 +11,7 @@ use rustix::fs::{Mode, Timespec, inotify};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::failure::{Context, Failure, Result};
+use crate::modules::Modules;
 
 /// How long a drive may take to appear after the machine has booted.
 const DRIVE_DEADLINE: Duration = Duration::from_secs(5);
@@ -23,15 +24,18 @@ pub(super) struct Disks {
 
 impl Disks {
     /// Mounts everything below `place`.
-    pub(super) fn mount(place: &Path, root: &RootDisk) -> Result<Self> {
+    pub(super) fn mount(place: &Path, root: &RootDisk, modules: &Modules) -> Result<Self> {
         let mut disks = Self { place: place.to_owned(), mounted: Vec::new() };
         if !["erofs", "squashfs", "ext4"].contains(&root.format.as_str()) {
             return Err(Failure::refused(format!("a root file system of the kind {:?}", root.format)));
         }
+        modules.load(&root.format);
+        modules.load("overlay");
         let drive = drive(root.drive)?;
         let image = disks.attach("image", &drive, &root.format, MountFlags::RDONLY, "")?;
         let layer = match root.writable {
             WritableLayer::Drive(index) => {
+                modules.load("ext4");
                 let drive = self::drive(index)?;
                 disks.attach("layer", &drive, "ext4", MountFlags::NOATIME, "")?
             }
@@ -107,7 +111,8 @@ fn drive(index: u8) -> Result<PathBuf> {
         return Ok(path);
     }
     let end = Instant::now() + DRIVE_DEADLINE;
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).context(|| "watch /dev")?;
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).context(|| "watch /dev")?;
     inotify::add_watch(&watch, "/dev", inotify::WatchFlags::CREATE).context(|| "watch /dev")?;
     let mut buffer = [0; 4096];
     // Looked at after the watch has begun, so it cannot appear unnoticed in between.

@@ -19,6 +19,7 @@ use rustix::net::Shutdown;
 
 use crate::control;
 use crate::failure::{Context, Result};
+use crate::modules::Modules;
 use crate::report;
 
 /// The largest FUSE message: a write or read of 1 MiB, and room for its headers.
@@ -33,7 +34,8 @@ pub(super) struct Share {
 
 impl Share {
     /// Mounts the share below `place` and starts to relay.
-    pub(super) fn mount(place: &Path, container: &ContainerId) -> Result<Self> {
+    pub(super) fn mount(place: &Path, container: &ContainerId, modules: &Modules) -> Result<Self> {
+        modules.load("fuse");
         let mut host = control::connect(SHARE_PORT).context(|| "connect to the host's file server")?;
         write_message(&mut host, &ShareOpen { container: container.clone() })
             .context(|| "open the share at the host's file server")?;

@@ -18,7 +18,7 @@ use beta9_wire::{decode, read_frame, write_data, write_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::control;
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Result, chain};
 use crate::report;
 
 /// How long the host has to say that it has everything.
@@ -71,7 +71,7 @@ impl Streams {
             let count = Arc::clone(&total);
             spawn("output", move || {
                 if let Err(error) = collect(reader, connection, &count) {
-                    report::warn(&format!("{stream:?}: {error}"));
+                    report::warn(&format!("{stream:?}: {}", chain(&error)));
                 }
                 // Nobody waits any more where the container was given up.
                 let _ = done.send(());

@@ -52,6 +52,8 @@ fn receive<T: serde::de::DeserializeOwned>(socket: &mut UnixStream) -> Result<T>
 fn prepare(orders: &Orders) -> Result<()> {
     let spec = &orders.spec;
     let process = &spec.process;
+    // Modes are meant as they are written, those of device nodes above all.
+    umask(Mode::empty());
     rustix::process::setsid().context(|| "lead a session")?;
     beta9_sys::machine::enter_container_namespaces().context(|| "enter new namespaces")?;
     rustix::system::sethostname(spec.hostname.as_bytes()).context(|| "set the host name")?;

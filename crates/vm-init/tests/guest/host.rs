@@ -12,12 +12,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use beta9_types::ContainerId;
 use beta9_wire::{
-    CONTROL_PORT, Frame, FromGuest, GuestExit, PROTOCOL_VERSION, STREAM_PORT, StartFailure, StreamControl,
-    StreamKind, StreamOpen, ToGuest, decode, read_frame, write_data, write_message,
+    CONTROL_PORT, Frame, FromGuest, GuestExit, PROTOCOL_VERSION, SHARE_PORT, STREAM_PORT, StartFailure,
+    StreamControl, StreamKind, StreamOpen, ToGuest, decode, read_frame, write_data, write_message,
 };
 use tempfile::TempDir;
 
 use crate::image;
+use crate::share::{self, Files};
 use crate::spec::Wanted;
 
 /// No step of any test takes this long, on a busy machine without acceleration.
@@ -35,6 +36,8 @@ pub(crate) struct Guest {
     /// Every stream connection that has ended, with what it carried.
     streams: Receiver<(StreamOpen, Vec<u8>)>,
     input: Receiver<UnixStream>,
+    /// What the share exports.
+    pub(crate) files: Files,
     containers: u32,
     _turn: MutexGuard<'static, ()>,
 }
@@ -67,7 +70,7 @@ impl Guest {
         image::make(directory.path())?;
 
         let listen = |port| UnixListener::bind(path(&format!("v.sock_{port}"))).unwrap();
-        let (control, streams) = (listen(CONTROL_PORT), listen(STREAM_PORT));
+        let (control, streams, shares) = (listen(CONTROL_PORT), listen(STREAM_PORT), listen(SHARE_PORT));
         let daemon = Command::new("vhost-device-vsock")
             .arg("--vm")
             .arg(format!("guest-cid=3,uds-path={},socket={}", path("v.sock").display(), path("u").display()))
@@ -100,9 +103,11 @@ impl Guest {
         write_message(&mut control, &welcome).unwrap();
 
         let (streams, input) = serve_streams(streams);
+        let files = Files::default();
+        share::serve(shares, Files::clone(&files));
         let mut children = std::mem::take(&mut started.0);
         let (qemu, daemon) = (children.pop().unwrap(), children.pop().unwrap());
-        Ok(Self { directory, qemu, daemon, control, streams, input, containers: 0, _turn: turn })
+        Ok(Self { directory, qemu, daemon, control, streams, input, files, containers: 0, _turn: turn })
     }
 
     /// A new container's id.
@@ -174,8 +179,12 @@ impl Guest {
 
     /// Runs a container from its creation to its exit.
     pub(crate) fn run(&mut self, wanted: &Wanted) -> Result<Outcome, (StartFailure, String)> {
+        let begin = Instant::now();
         let id = self.start(wanted)?;
-        Ok(self.wait(&id))
+        let started = begin.elapsed();
+        let outcome = self.wait(&id);
+        eprintln!("{id} started after {started:?}, ended after {:?}", begin.elapsed());
+        Ok(outcome)
     }
 
     /// What the guest wrote to its console.
@@ -255,7 +264,7 @@ fn qemu(files: &Path, directory: &Path) -> Command {
     command.arg("-kernel").arg(files.join("vmlinux"));
     command.arg("-initrd").arg(files.join("initrd.img"));
     command.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz} tsc=reliable {}",
+        "console=ttyS0 loglevel=5 panic=-1 reboot=t tsc_early_khz={khz} tsc=reliable {}",
         std::env::var("BETA9_GUEST_APPEND").unwrap_or_default()
     ));
     command.arg("-chardev").arg(format!("socket,id=cv,path={}", directory.join("u").display()));
@@ -304,14 +313,15 @@ fn collect(stream: &mut UnixStream) -> Vec<u8> {
     }
 }
 
-/// Sends all input and waits for its acknowledgement, or for the guest to refuse it.
-fn send_input(stream: &mut UnixStream, input: &[u8]) {
+/// Sends all input and waits for its acknowledgement. The container may end before it has read everything.
+fn send_input(stream: &mut UnixStream, input: &[u8]) -> Result<(), beta9_wire::Error> {
     let mut scratch = Vec::new();
     for chunk in input.chunks(beta9_wire::MAX_DATA) {
-        write_data(stream, chunk, &mut scratch).unwrap();
+        write_data(stream, chunk, &mut scratch)?;
     }
-    write_message(stream, &StreamControl::End { total: input.len() as u64 }).unwrap();
-    let _: StreamControl = receive(stream).unwrap();
+    write_message(stream, &StreamControl::End { total: input.len() as u64 })?;
+    let _: StreamControl = receive(stream)?;
+    Ok(())
 }
 
 fn receive<T: serde::de::DeserializeOwned>(from: &mut UnixStream) -> Result<T, beta9_wire::Error> {

@@ -1,0 +1,37 @@
+//! Images on disk: everything that turns a file into a root file system, each made exactly once.
+//!
+//! ```text
+//! file ──import──▶ blobs, verified ──tree──▶ unpacked tree ──block──▶ read-only block image
+//!                  (named in the index)      (OCI runtimes)           (every VM shares it)
+//!                                            empty ext4 ──create_scratch──▶ writable disk of one VM
+//! ```
+//!
+//! A [`Store`] holds content by its digest, so equal images share their blobs, trees and block images under any
+//! number of names. Something unfinished lives in a directory of its own, and is complete when it is renamed to its
+//! place: a killed process leaves nothing half-made where others look. Builders of the same thing wait for each other.
+//!
+//! Refused: whatever does not have its announced digest, images for other machines, and layers that break the rules
+//! of [`Limits`] or try to reach out of their root (see the `apply` module). Nothing is fetched from a network.
+
+mod apply;
+mod blobs;
+mod block;
+mod compression;
+mod error;
+mod image;
+mod index;
+mod layout;
+mod lock;
+mod progress;
+pub mod scratch;
+mod source;
+mod store;
+mod tap;
+mod tool;
+
+pub use apply::Limits;
+pub use block::{BlockFormat, BlockImage};
+pub use error::{Error, ErrorKind, Result};
+pub use image::{Image, Layer};
+pub use progress::{Progress, Step};
+pub use store::Store;

@@ -1,0 +1,268 @@
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use beta9_sys::reaper::Reaper;
+use beta9_types::{Digest, ImageReference};
+use oci_spec::image::{ImageConfiguration, ImageManifest};
+
+use crate::apply::{Applier, Limits};
+use crate::blobs::{Blobs, Digesting, parse_document};
+use crate::block::{self, BlockFormat, BlockImage};
+use crate::compression::decompressed;
+use crate::image::{Image, Layer};
+use crate::index::{self, Record};
+use crate::layout::Layout;
+use crate::lock::Lock;
+use crate::progress::{Meter, Metered, Progress, Step, Unwatched};
+use crate::source::{self, Target};
+use crate::{Error, ErrorKind, Result, scratch};
+
+/// The images of one machine. Cheap to clone; several processes may use one directory at the same time.
+///
+/// Every method works on the calling thread and may take minutes.
+#[derive(Clone)]
+pub struct Store {
+    layout: Layout,
+    limits: Limits,
+    formats: Vec<BlockFormat>,
+    progress: Arc<dyn Progress>,
+    reaper: Option<Reaper>,
+}
+
+impl Store {
+    /// Opens the store in `<root>/images`, which is made if it is missing, and removes what killed processes left
+    /// unfinished.
+    pub fn open(root: &Path) -> Result<Self> {
+        let layout = Layout::create(root)?;
+        layout.sweep()?;
+        index::initialize(&layout)?;
+        Ok(Self {
+            layout,
+            limits: Limits::default(),
+            formats: BlockFormat::ALL.to_vec(),
+            progress: Arc::new(Unwatched),
+            reaper: None,
+        })
+    }
+
+    /// The same store with other limits for what images unpack to.
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// The same store, which tells `progress` how far it is.
+    pub fn with_progress(self, progress: impl Progress + 'static) -> Self {
+        Self { progress: Arc::new(progress), ..self }
+    }
+
+    /// The same store in a process whose children are this reaper's.
+    pub fn with_reaper(self, reaper: Reaper) -> Self {
+        Self { reaper: Some(reaper), ..self }
+    }
+
+    /// The same store, which makes block images in the first of these formats that it can.
+    pub fn with_formats(self, formats: &[BlockFormat]) -> Self {
+        Self { formats: formats.to_vec(), ..self }
+    }
+
+    /// Where the store is: `<root>/images`.
+    pub fn directory(&self) -> &Path {
+        self.layout.directory()
+    }
+
+    /// Copies an image into the store and gives it a name: an OCI image layout (a directory or a tar), a docker
+    /// archive, or a root file system's tar. Which one it is, is told by its content.
+    ///
+    /// Without a name the image keeps the one that the archive has for it, or else the file's. An archive of several
+    /// images is searched for the name.
+    pub fn import(&self, path: &Path, reference: Option<&ImageReference>) -> Result<Image> {
+        let started = Instant::now();
+        let target = Target { layout: &self.layout, limits: self.limits, progress: &*self.progress };
+        let imported = source::import(&target, path, reference)?;
+        let record = Record {
+            reference: imported.reference,
+            manifest: imported.manifest,
+            manifest_size: imported.manifest_size,
+            imported: index::now(),
+        };
+        index::set(&self.layout, record.clone())?;
+        let image = self.load(&record)?;
+        let elapsed_ms = started.elapsed().as_millis();
+        tracing::info!(image = %image.reference, digest = %image.digest, elapsed_ms, "image imported");
+        Ok(image)
+    }
+
+    /// The image of that name.
+    pub fn get(&self, reference: &ImageReference) -> Result<Image> {
+        let records = index::read(&self.layout)?;
+        let wanted = source::familiar_reference(reference);
+        let found =
+            records.iter().find(|record| record.reference == *reference || record.reference == wanted);
+        self.load(found.ok_or_else(|| self.not_found(reference.as_str()))?)
+    }
+
+    /// The image of that name, or the one whose digest starts like that: `sha256:` and hex digits, or at least
+    /// six hex digits alone. A name goes before a digest.
+    pub fn find(&self, text: &str) -> Result<Image> {
+        if let Ok(reference) = ImageReference::parse(text) {
+            match self.get(&reference) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                found => return found,
+            }
+        }
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        if digits.len() < 6 || !digits.bytes().all(|c| c.is_ascii_hexdigit()) {
+            return Err(self.not_found(text));
+        }
+        let digits = digits.to_ascii_lowercase();
+        let mut found = index::read(&self.layout)?;
+        found.retain(|record| record.manifest.hex().starts_with(&digits));
+        let first = found.first().ok_or_else(|| self.not_found(text))?;
+        if found.iter().any(|record| record.manifest != first.manifest) {
+            let message = format!("several images have a digest that starts with {digits}; give more digits");
+            return Err(Error::new(ErrorKind::Ambiguous, message));
+        }
+        self.load(first)
+    }
+
+    /// Every image, in the order of the names. One whose blobs are damaged is left out with a warning.
+    pub fn list(&self) -> Result<Vec<Image>> {
+        let mut images = Vec::new();
+        for record in index::read(&self.layout)? {
+            match self.load(&record) {
+                Ok(image) => images.push(image),
+                Err(error) => {
+                    tracing::warn!(image = %record.reference, error = error.chain(), "image is damaged");
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    /// The image's unpacked tree: made once, shared by all, never to be written to.
+    pub fn tree(&self, image: &Image) -> Result<PathBuf> {
+        let place = self.layout.tree(&image.digest);
+        if place.is_dir() {
+            return Ok(place);
+        }
+        let _builder = Lock::exclusive(&self.layout.lock(&format!("tree-{}", image.digest.hex())))?;
+        if place.is_dir() {
+            return Ok(place);
+        }
+        let started = Instant::now();
+        let temporary = self.layout.temporary_directory()?;
+        let mut applier = Applier::new(temporary.path(), self.limits)?;
+        let total = image.layers.iter().map(|layer| layer.size).sum();
+        let mut meter = Meter::start(&*self.progress, Step::Unpack, Some(total));
+        for layer in &image.layers {
+            self.unpack(&mut applier, layer, &mut meter).map_err(|e| {
+                let message = format!("cannot unpack image {}", image.reference);
+                Error::caused(e.kind(), message, e)
+            })?;
+        }
+        applier.finish()?;
+        temporary.publish_tree(&place)?;
+        let elapsed_ms = started.elapsed().as_millis();
+        tracing::info!(image = %image.reference, digest = %image.digest, elapsed_ms, "image unpacked");
+        Ok(place)
+    }
+
+    fn unpack(&self, applier: &mut Applier, layer: &Layer, meter: &mut Meter<'_>) -> Result<()> {
+        let blob = self.blobs().open(&layer.digest)?;
+        let reader = BufReader::with_capacity(256 << 10, Metered { reader: blob, meter });
+        let plain = decompressed(reader).map_err(|e| {
+            Error::stream(ErrorKind::Invalid, format!("cannot read the layer {}", layer.digest), e)
+        })?;
+        let mut plain = Digesting::new(plain);
+        applier.layer(&mut plain)?;
+        let found = plain.finish();
+        if found == layer.diff_id {
+            return Ok(());
+        }
+        let message = format!(
+            "layer {} decompresses to {found} where the image says {}; import the image again",
+            layer.digest, layer.diff_id
+        );
+        Err(Error::new(ErrorKind::Mismatch, message))
+    }
+
+    /// The image's root file system as one read-only file: made once, from the tree, shared by all.
+    pub fn block(&self, image: &Image) -> Result<BlockImage> {
+        if let Some(found) = self.existing_block(image) {
+            return Ok(found);
+        }
+        let tree = self.tree(image)?;
+        let _builder = Lock::exclusive(&self.layout.lock(&format!("block-{}", image.digest.hex())))?;
+        if let Some(found) = self.existing_block(image) {
+            return Ok(found);
+        }
+        let started = Instant::now();
+        let (format, program) = block::choose(&self.formats)?;
+        let temporary = self.layout.temporary_directory()?;
+        let output = temporary.path().join("image");
+        let _meter = Meter::start(&*self.progress, Step::Build, None);
+        block::build((format, &program), &tree, &output, &image.digest, self.reaper.as_ref()).map_err(
+            |e| {
+                let message = format!("cannot make a block image of {}", image.reference);
+                Error::caused(e.kind(), message, e)
+            },
+        )?;
+        let path = self.layout.block(&image.digest, format.as_str());
+        temporary.publish_file(&output, &path)?;
+        let elapsed_ms = started.elapsed().as_millis();
+        let program = program.display();
+        tracing::info!(image = %image.reference, digest = %image.digest, %program, elapsed_ms, "block image made");
+        Ok(BlockImage { path, format })
+    }
+
+    fn existing_block(&self, image: &Image) -> Option<BlockImage> {
+        self.formats.iter().find_map(|format| {
+            let path = self.layout.block(&image.digest, format.as_str());
+            path.is_file().then_some(BlockImage { path, format: *format })
+        })
+    }
+
+    /// Creates the writable disk of one VM: see [`scratch::create`].
+    pub fn create_scratch(&self, destination: &Path, size: u64) -> Result<()> {
+        scratch::create_in(&self.layout, destination, size, self.reaper.as_ref())
+    }
+
+    fn blobs(&self) -> Blobs<'_> {
+        Blobs { layout: &self.layout, max_layer: self.limits.bytes }
+    }
+
+    fn load(&self, record: &Record) -> Result<Image> {
+        let bytes = self.blobs().document(&record.manifest)?;
+        let manifest: ImageManifest = parse_document(&bytes, "the image's manifest")?;
+        let digest = |descriptor: &oci_spec::image::Descriptor| {
+            Digest::parse(descriptor.digest().as_ref())
+                .map_err(|e| Error::caused(ErrorKind::Invalid, "the image's manifest is not valid", e))
+        };
+        let bytes = self.blobs().document(&digest(manifest.config())?)?;
+        let config: ImageConfiguration = parse_document(&bytes, "the image's configuration")?;
+        let diff_ids = source::diff_ids(&config, manifest.layers().len())?;
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+            layers.push(Layer { digest: digest(layer)?, size: layer.size(), diff_id });
+        }
+        Ok(Image {
+            reference: record.reference.clone(),
+            digest: record.manifest.clone(),
+            size: manifest.config().size() + layers.iter().map(|layer| layer.size).sum::<u64>(),
+            created: config.created().clone(),
+            imported: record.imported,
+            config,
+            layers,
+        })
+    }
+
+    fn not_found(&self, what: &str) -> Error {
+        let message = format!(
+            "image {what} is not in {}; import it with `beta9-worker image import`",
+            self.directory().display()
+        );
+        Error::new(ErrorKind::NotFound, message)
+    }
+}

@@ -1,0 +1,166 @@
+//! Programs that make file systems: found, run with a deadline, and quoted when they fail.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use beta9_sys::command::CommandExtra;
+use beta9_sys::reaper::{ChildExit, Reaper};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::{Error, ErrorKind, Result};
+
+/// The slowest tool takes about a minute for a 10 GB image.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// How much of a failed tool's output is repeated.
+const SHOWN: u64 = 2000;
+
+/// Directories with system programs that `PATH` may lack.
+const SYSTEM: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Where a program is, if it is installed.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path).chain(SYSTEM.map(PathBuf::from));
+    candidates.find_map(|directory| {
+        let file = directory.join(name);
+        let found = file.metadata().ok()?;
+        (file.is_absolute() && found.is_file() && found.permissions().mode() & 0o111 != 0).then_some(file)
+    })
+}
+
+/// Runs a program to its end. It gets no input, its output is dropped, and a failure quotes what it said last.
+///
+/// In a process that has a [`Reaper`] no one else may wait for a child, so it must be given.
+pub(crate) fn run(command: &mut Command, reaper: Option<&Reaper>) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |e: std::io::Error| Error::caused(ErrorKind::Tool, format!("cannot run {name}"), e);
+    let memory = rustix::fs::memfd_create("tool-errors", MemfdFlags::CLOEXEC);
+    let mut errors = File::from(memory.map_err(|e| failed(e.into()))?);
+    let stderr = errors.try_clone().map_err(failed)?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).env("LC_ALL", "C");
+    // This thread waits for the child, so it outlives it.
+    command.die_with_parent();
+    let started = Instant::now();
+    let exit = match reaper {
+        Some(reaper) => run_reaped(command, reaper),
+        None => run_alone(command),
+    };
+    match exit.map_err(failed)? {
+        Some(ChildExit::Code(0)) => {
+            tracing::debug!(program = name, elapsed_ms = started.elapsed().as_millis(), "tool finished");
+            Ok(())
+        }
+        Some(ChildExit::Code(code)) => {
+            Err(Error::new(ErrorKind::Tool, format!("{name} failed with code {code}{}", tail(&mut errors))))
+        }
+        Some(ChildExit::Signal(signal)) => {
+            let message = format!("{name} was killed by signal {signal}{}", tail(&mut errors));
+            Err(Error::new(ErrorKind::Tool, message))
+        }
+        None => {
+            let message = format!("{name} did not finish in {} s{}", DEADLINE.as_secs(), tail(&mut errors));
+            Err(Error::new(ErrorKind::Tool, message))
+        }
+    }
+}
+
+/// `None` when the deadline passed.
+fn run_reaped(command: &mut Command, reaper: &Reaper) -> std::io::Result<Option<ChildExit>> {
+    let (sender, exits) = sync_channel(1);
+    let spawned = reaper.spawn(command, move |exit| {
+        // The receiver is gone when the deadline has passed.
+        let _ = sender.send(exit);
+    })?;
+    match exits.recv_timeout(DEADLINE) {
+        Ok(exit) => Ok(Some(exit)),
+        Err(RecvTimeoutError::Timeout) => {
+            kill_process(spawned.pid, Signal::KILL)?;
+            Ok(None)
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(std::io::Error::other("the reaper is gone")),
+    }
+}
+
+fn run_alone(command: &mut Command) -> std::io::Result<Option<ChildExit>> {
+    let mut child = command.spawn()?;
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let end = Instant::now() + DEADLINE;
+    let in_time = loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => break false,
+            Ok(_) => break true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if !in_time {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    let exit = match (status.code(), signal) {
+        (Some(code), _) => u8::try_from(code).map(ChildExit::Code),
+        (None, signal) => u8::try_from(signal.unwrap_or_default()).map(ChildExit::Signal),
+    };
+    Ok(if in_time { exit.ok() } else { None })
+}
+
+/// What the tool said last, as the end of a message.
+fn tail(errors: &mut File) -> String {
+    match last_words(errors) {
+        Ok(text) if !text.is_empty() => format!(", saying: {text}"),
+        _ => String::new(),
+    }
+}
+
+fn last_words(errors: &mut File) -> std::io::Result<String> {
+    let length = errors.seek(SeekFrom::End(0))?;
+    errors.seek(SeekFrom::Start(length.saturating_sub(SHOWN)))?;
+    let mut bytes = Vec::new();
+    errors.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().replace('\n', "; "))
+}
+
+/// The program's name for messages about a missing one.
+pub(crate) fn missing(names: &[&str], package: &str) -> Error {
+    let names = names.join(", ");
+    Error::new(ErrorKind::Tool, format!("none of {names} is installed; install {package}"))
+}
+
+/// A path as an argument that no program takes for an option.
+pub(crate) fn argument(path: &Path) -> PathBuf {
+    if path.is_absolute() { path.to_owned() } else { Path::new(".").join(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_quotes_the_program() {
+        let error =
+            run(Command::new("sh").args(["-c", "echo one >&2; echo two >&2; exit 3"]), None).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed with code 3, saying: one; two");
+        assert_eq!(error.kind(), ErrorKind::Tool);
+        let error = run(Command::new("sh").args(["-c", "kill -9 $$"]), None).unwrap_err();
+        assert_eq!(error.to_string(), "sh was killed by signal 9");
+    }
+
+    #[test]
+    fn a_program_runs_under_a_reaper_too() {
+        let reaper = Reaper::start().unwrap();
+        run(&mut Command::new("true"), Some(&reaper)).unwrap();
+        let error = run(Command::new("sh").args(["-c", "exit 4"]), Some(&reaper)).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed with code 4");
+    }
+}

@@ -1,0 +1,50 @@
+//! One container's life: its root file system, its streams and log, its runtime, its exit.
+//!
+//! A supervisor is a process of its own (`beta9-worker supervise DIR`), so that a worker can be killed, upgraded or
+//! crash and lose nothing. It talks to the world through files in the container's directory and one socket:
+//!
+//! ```text
+//! <root>/containers/<id>/
+//!   record.json       what was asked for and what it became; written once by the worker
+//!   config.json       the OCI runtime spec, before the runtime adapts it
+//!   state.json        where the container is in its life; replaced atomically by the supervisor
+//!   log               stdout and stderr, one entry per line or piece, in the CRI log format
+//!   supervisor.lock   held for as long as the supervisor lives: the proof that it does
+//!   supervisor.sock   signals, stop, stdin, and a stream of state changes
+//!   supervisor.log    what the supervisor itself has to say
+//!   upper/ work/ rootfs/ scratch.ext4   the writable layer
+//! ```
+//!
+//! ```text
+//! start ─▶ lock, socket ─▶ rootfs ─▶ runtime.create ─▶ runtime.start ─▶ running ─▶ verdict ─▶ delete ─▶ exited, cleaned
+//!             └──────────────── any failure, stop or signal ───────────────────────┴▶ undo ─▶ exited, cleaned
+//! ```
+//!
+//! A verdict is written before the clean-up and announced after it: whoever reads `exited` from the socket knows that
+//! nothing of the container is left, and a supervisor that dies in between loses no exit code.
+//!
+//! The supervisor never waits for a client: output goes to the log, and clients read the log at their own pace.
+
+mod client;
+mod directory;
+mod error;
+mod life;
+mod lock;
+mod log;
+mod protocol;
+mod record;
+mod recover;
+mod rootfs;
+mod runtimes;
+mod server;
+mod stdio;
+
+pub use client::{StdinSender, Supervisor, Updates};
+pub use directory::ContainerDirectory;
+pub use error::{Error, ErrorKind, Result};
+pub use life::{cgroup_oci_path, supervise};
+pub use lock::{Liveness, liveness};
+pub use log::{LogEntry, LogReader, Stream};
+pub use protocol::{Until, Update};
+pub use record::{Record, RootfsSource, StateFile};
+pub use recover::{forget, needs_recovery};

@@ -1,0 +1,387 @@
+//! The life of one container, from the supervisor's first instruction to its last.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime, SignalTarget};
+use beta9_sys::cgroup::Cgroup;
+use beta9_sys::reaper::Reaper;
+use beta9_types::{ContainerId, ContainerState, Exit, Phase};
+use oci_spec::runtime::Spec;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::directory::ContainerDirectory;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::lock::try_lock;
+use crate::log::{LogWriter, Stream};
+use crate::protocol::Update;
+use crate::record::{Record, StateFile};
+use crate::server::{Command, Server};
+use crate::stdio::{self, HostStdio, SharedLog, Stdin};
+use crate::{recover, rootfs, runtimes};
+
+/// What the worker waits for on the supervisor's stdout: the socket accepts clients.
+pub(crate) const READY: &str = "ready\n";
+
+const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
+const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
+
+/// Bytes still in the pipes when the process is gone are read within this time.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// A container that survives SIGKILL for so long is ended from outside.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A signal that was being sent when the container ended is answered within this time.
+const SEND_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a record that goes away with its container waits for somebody to see the end.
+const LINGER: Duration = Duration::from_secs(5);
+/// The grace that a supervisor grants when it is told to end itself.
+const OWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the supervisor of the container in `directory`, or cleans up after one that died.
+///
+/// Must be called while the process has one thread: it moves the process into a mount namespace of its own.
+pub fn supervise(directory: PathBuf) -> Result<()> {
+    let directory = ContainerDirectory::at(directory);
+    let Some(_lock) = try_lock(&directory)? else {
+        let text = format!("another supervisor owns {}", directory.path().display());
+        return Err(Error::new(ErrorKind::Refused, text));
+    };
+    let record = Record::require(&directory)?;
+    let state = StateFile::read(&directory)?;
+
+    beta9_sys::namespaces::enter_private_mounts()
+        .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| Error::caused(ErrorKind::File, "become a child subreaper", std::io::Error::from(e)))?;
+    let reaper = Reaper::start().map_err(|e| Error::caused(ErrorKind::File, "start the reaper", e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::caused(ErrorKind::File, "start an event loop", e))?;
+    runtime.block_on(async {
+        match state.state {
+            ContainerState::Created => live(directory, record, &reaper).await,
+            _ => recover::clean_up(&directory, &record, state, &reaper).await,
+        }
+    })
+}
+
+async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
+    let marks = Marks::default();
+    marks.reach(Phase::SupervisorStarted);
+    let starting = StateFile { state: ContainerState::Starting, cleaned: false, marks: marks.all() };
+    starting.write(&directory)?;
+    let (updates, watcher) = watch::channel(Update { state: starting, log_bytes: 0 });
+    let (commands, inbox) = mpsc::channel(16);
+    let log = SharedLog::new(LogWriter::create(&directory.log())?, updates.clone());
+    let stdin = if record.request.stdin { Stdin::Open } else { Stdin::Null };
+    let (container_stdio, host_stdio) =
+        stdio::open(stdin).map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
+    let HostStdio { stdin, stdout, stderr } = host_stdio;
+
+    stop_on_terminate(commands.clone())?;
+    let server = Arc::new(Server {
+        commands,
+        updates: watcher,
+        stdin: Mutex::new(stdin),
+        end_was_seen: Notify::new(),
+    });
+    let (open, closing) = oneshot::channel();
+    let serving = tokio::spawn(Arc::clone(&server).run(listen(&directory)?, closing));
+    announce_ready();
+
+    let mut pumps = JoinSet::new();
+    pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
+    pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
+
+    let cgroup = cgroup(&record.id);
+    let runtime = runtimes::build(record.runtime, &record.settings, reaper)
+        .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
+    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
+    life.run(container_stdio, pumps, log).await;
+    if life.record.request.auto_remove {
+        // Whoever ran the container may not have attached yet when it was quick.
+        let _ = timeout(LINGER, server.end_was_seen.notified()).await;
+        recover::forget(&life.directory, &life.record);
+    }
+    let _ = fs::remove_file(life.directory.path().join(life.directory.socket_name()));
+    drop(open);
+    let _ = serving.await;
+    Ok(())
+}
+
+/// The container's cgroup on the host, below the root of each hierarchy.
+pub(crate) fn cgroup(id: &ContainerId) -> Cgroup {
+    Cgroup::at(PathBuf::from("beta9").join(id.as_str()))
+}
+
+/// The container's cgroup in the form of an OCI `linux.cgroupsPath`.
+pub fn cgroup_oci_path(id: &ContainerId) -> PathBuf {
+    cgroup(id).oci_path()
+}
+
+fn listen(directory: &ContainerDirectory) -> Result<UnixListener> {
+    let handle = directory.open()?;
+    let path = directory.short_socket_path(&handle);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::file("remove", &path, e)),
+        _ => {}
+    }
+    // The directory is 0700, so nobody else reaches the socket whatever its own mode.
+    UnixListener::bind(&path)
+        .map_err(|e| Error::file("listen on", directory.path().join(directory.socket_name()), e))
+}
+
+/// Tells the worker, which may be gone already.
+fn announce_ready() {
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// The task that owns the container. Nobody else touches its runtime or its state.
+struct Life {
+    directory: ContainerDirectory,
+    record: Record,
+    marks: Marks,
+    updates: watch::Sender<Update>,
+    inbox: mpsc::Receiver<Command>,
+    cgroup: Cgroup,
+    runtime: Box<dyn Runtime>,
+    reaper: Reaper,
+}
+
+impl Life {
+    async fn run(&mut self, stdio: ContainerStdio, pumps: JoinSet<()>, log: SharedLog) {
+        let (mut container, exit) = match self.start(stdio).await {
+            Ok(mut container) => {
+                let exit = self.watch_over(container.as_mut()).await;
+                (Some(container), exit)
+            }
+            Err(exit) => {
+                log.clear();
+                (None, exit)
+            }
+        };
+        self.marks.reach(Phase::Exited);
+        // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
+        self.publish(ContainerState::Exited(exit.clone()), false);
+        drain(pumps).await;
+        self.give_back(container.as_deref_mut()).await;
+        self.marks.reach(Phase::Cleaned);
+        self.publish(ContainerState::Exited(exit), true);
+    }
+
+    /// Creates and starts the container, unless somebody stops it first.
+    async fn start(&mut self, stdio: ContainerStdio) -> std::result::Result<Box<dyn Container>, Exit> {
+        let starting = start(
+            &self.directory,
+            &self.record,
+            &self.marks,
+            &self.cgroup,
+            self.runtime.as_ref(),
+            &self.reaper,
+            stdio,
+        );
+        tokio::pin!(starting);
+        let started = loop {
+            tokio::select! {
+                started = &mut starting => break started,
+                command = next_command(&mut self.inbox) => match command {
+                    Command::Signal { number, done, .. } if number != SIGKILL => {
+                        let _ = done.send(Err("the container has not started yet".to_owned()));
+                    }
+                    Command::Signal { done, .. } => {
+                        let _ = done.send(Ok(()));
+                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
+                    }
+                    Command::Stop { .. } => {
+                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
+                    }
+                },
+            }
+        };
+        match started {
+            Ok(container) => {
+                self.marks.reach(Phase::Running);
+                self.publish(ContainerState::Running { pid: container.pid() }, false);
+                Ok(container)
+            }
+            Err(exit) => Err(exit),
+        }
+    }
+
+    /// Waits for the verdict and passes on signals meanwhile.
+    async fn watch_over(&mut self, container: &mut dyn Container) -> Exit {
+        let signals = container.signals();
+        let mut deadline = Deadline::None;
+        let mut sends = JoinSet::new();
+        let send = |number, target| {
+            let signals = Arc::clone(&signals);
+            async move { signals.send(number, target).await.map_err(|e| e.chain()) }
+        };
+        loop {
+            let at = deadline.at();
+            tokio::select! {
+                exit = container.exit() => {
+                    // Whoever sent the signal that ended it gets an answer.
+                    let _ = timeout(SEND_DEADLINE, async { while sends.join_next().await.is_some() {} }).await;
+                    return exit;
+                }
+                command = next_command(&mut self.inbox) => match command {
+                    Command::Signal { number, all, done } => {
+                        let target = if all { SignalTarget::All } else { SignalTarget::Main };
+                        let sending = send(number, target);
+                        sends.spawn(async move { drop(done.send(sending.await)); });
+                    }
+                    Command::Stop { grace } => {
+                        let sending = send(SIGTERM, SignalTarget::Main);
+                        sends.spawn(async move { drop(sending.await); });
+                        deadline = deadline.sooner(Deadline::Kill(Instant::now() + grace));
+                    }
+                },
+                () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => match deadline {
+                    Deadline::Kill(_) => {
+                        let sending = send(SIGKILL, SignalTarget::Main);
+                        sends.spawn(async move { drop(sending.await); });
+                        deadline = Deadline::GiveUp(Instant::now() + KILL_DEADLINE);
+                    }
+                    _ => {
+                        let text = "it did not end after SIGKILL, so its runtime was ended";
+                        return Exit { message: Some(text.to_owned()), ..Exit::signaled(9) };
+                    }
+                },
+                Some(_) = sends.join_next() => {}
+            }
+        }
+    }
+
+    /// Undoes everything, in reverse.
+    async fn give_back(&mut self, container: Option<&mut (dyn Container + '_)>) {
+        let deleted = match container {
+            Some(container) => container.delete().await,
+            None => self.runtime.clean(&self.record.id, self.directory.path(), &self.cgroup).await,
+        };
+        if let Err(error) = deleted {
+            tracing::error!(container = %self.record.id, error = error.chain(), "runtime left something behind");
+        }
+        rootfs::release(&self.directory);
+        recover::remove_cgroup(&self.cgroup).await;
+    }
+
+    fn publish(&self, state: ContainerState, cleaned: bool) {
+        let state = StateFile { state, cleaned, marks: self.marks.all() };
+        if let Err(error) = state.write(&self.directory) {
+            tracing::error!(error = chain(&error), "container state could not be recorded");
+        }
+        self.updates.send_modify(|update| update.state = state);
+    }
+}
+
+/// When patience with a container that was told to stop ends.
+#[derive(Debug, Clone, Copy)]
+enum Deadline {
+    None,
+    /// SIGKILL is sent then.
+    Kill(Instant),
+    /// Its runtime is ended then.
+    GiveUp(Instant),
+}
+
+impl Deadline {
+    fn at(self) -> Option<Instant> {
+        match self {
+            Self::None => None,
+            Self::Kill(at) | Self::GiveUp(at) => Some(at),
+        }
+    }
+
+    /// A second stop may shorten the grace of the first, never lengthen it.
+    fn sooner(self, other: Self) -> Self {
+        match (self.at(), other.at()) {
+            (Some(mine), Some(theirs)) if mine <= theirs => self,
+            (Some(_), None) => self,
+            _ => other,
+        }
+    }
+}
+
+async fn start(
+    directory: &ContainerDirectory,
+    record: &Record,
+    marks: &Marks,
+    cgroup: &Cgroup,
+    runtime: &dyn Runtime,
+    reaper: &Reaper,
+    stdio: ContainerStdio,
+) -> std::result::Result<Box<dyn Container>, Exit> {
+    let ours = |message: String| Exit::start_failed(Exit::OUR_FAILURE, message);
+    let failed = |error: beta9_runtime::Error| Exit::start_failed(error.exit_code(), error.chain());
+
+    let mut spec = Spec::load(directory.spec())
+        .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
+    runtime.prepare(&mut spec).map_err(failed)?;
+    cgroup.create().map_err(|e| ours(chain(&e)))?;
+    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
+    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
+        .await
+        .map_err(|e| ours(format!("prepare the root file system: {e}")))?
+        .map_err(failed)?;
+    if let Rootfs::Directory(path) = &rootfs
+        && let Some(root) = spec.root_mut()
+    {
+        root.set_path(path.clone());
+    }
+    marks.reach(Phase::RootfsReady);
+
+    let request = CreateRequest {
+        id: record.id.clone(),
+        dir: directory.path().to_owned(),
+        spec,
+        rootfs,
+        mounts: record.request.mounts.clone(),
+        stdio,
+        cgroup: cgroup.clone(),
+        marks: marks.clone(),
+    };
+    let mut container = runtime.create(request).await.map_err(failed)?;
+    match container.start().await {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            if let Err(left) = container.delete().await {
+                tracing::warn!(error = left.chain(), "a failed start could not be undone");
+            }
+            Err(failed(error))
+        }
+    }
+}
+
+/// The next thing asked of the container. The sender lives in the server and in the SIGTERM task.
+async fn next_command(inbox: &mut mpsc::Receiver<Command>) -> Command {
+    inbox.recv().await.unwrap_or(Command::Stop { grace: OWN_GRACE })
+}
+
+/// Being told to end means to stop the container first.
+fn stop_on_terminate(commands: mpsc::Sender<Command>) -> Result<()> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| Error::caused(ErrorKind::File, "receive SIGTERM", e))?;
+    tokio::spawn(async move {
+        while terminate.recv().await.is_some() {
+            let _ = commands.send(Command::Stop { grace: OWN_GRACE }).await;
+        }
+    });
+    Ok(())
+}
+
+/// Reads what is still in the pipes. Whoever holds a pipe open past the deadline loses what it still wrote.
+async fn drain(mut pumps: JoinSet<()>) {
+    if timeout(DRAIN_DEADLINE, async { while pumps.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!("a process outside the container holds its streams open; output may be cut off");
+    }
+}

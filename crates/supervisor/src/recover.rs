@@ -1,0 +1,92 @@
+//! After a supervisor: what it left behind is taken away, and what it knew is kept.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use beta9_sys::cgroup::Cgroup;
+use beta9_sys::reaper::Reaper;
+use beta9_types::{ContainerState, Exit, ExitReason, Phase};
+
+use crate::directory::ContainerDirectory;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::life::cgroup;
+use crate::lock::{Liveness, liveness};
+use crate::record::{Record, StateFile};
+use crate::runtimes;
+
+/// How long killed processes may take to leave their cgroup.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Whether the container in `directory` needs `supervise` to clean up after a supervisor that died.
+pub fn needs_recovery(directory: &ContainerDirectory) -> Result<bool> {
+    let state = StateFile::read(directory)?;
+    let over = state.state == ContainerState::Created || (state.cleaned && state.state.exit().is_some());
+    Ok(!over && liveness(directory)? == Liveness::Gone)
+}
+
+/// Ends what is left of a container and records why. A verdict that was written down is kept; otherwise nobody knows
+/// the exit code, and none is invented.
+pub(crate) async fn clean_up(
+    directory: &ContainerDirectory,
+    record: &Record,
+    mut state: StateFile,
+    reaper: &Reaper,
+) -> Result<()> {
+    let cgroup = cgroup(&record.id);
+    let group = cgroup.clone();
+    let emptied = tokio::task::spawn_blocking(move || group.kill(KILL_DEADLINE)).await.unwrap_or(false);
+    if !emptied {
+        tracing::error!(container = %record.id, "processes of a lost container survive SIGKILL");
+    }
+    let runtime = runtimes::build(record.runtime, &record.settings, reaper)
+        .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
+    if let Err(error) = runtime.clean(&record.id, directory.path(), &cgroup).await {
+        tracing::error!(container = %record.id, error = error.chain(), "runtime left something behind");
+    }
+    remove_cgroup(&cgroup).await;
+    let _ = fs::remove_file(directory.path().join(directory.socket_name()));
+
+    let marks = beta9_runtime::Marks::default();
+    if state.state.exit().is_none() {
+        let text = "the process that watched over the container died; nobody saw how the container ended";
+        state.state = ContainerState::Exited(Exit::lost(ExitReason::SupervisorLost, text));
+        state.marks.push(marks.reach(Phase::Exited));
+    }
+    state.marks.push(marks.reach(Phase::Cleaned));
+    state.cleaned = true;
+    state.write(directory)
+}
+
+/// Removes the container's cgroup, and the one above it when no other container needs it.
+pub(crate) async fn remove_cgroup(cgroup: &Cgroup) {
+    let cgroup = cgroup.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        let removed = cgroup.remove();
+        Cgroup::at("beta9").remove_if_empty();
+        removed
+    })
+    .await;
+    if let Ok(Err(error)) = removed {
+        tracing::error!(error = chain(&error), "cgroup could not be removed");
+    }
+}
+
+/// Removes the record of a container that is over: its name, its directory, and what its runtime kept for a reader.
+pub fn forget(directory: &ContainerDirectory, record: &Record) {
+    if record.runtime.is_microvm()
+        && let Err(error) = beta9_microvm::forget(record.runtime, &record.settings, &record.id)
+    {
+        tracing::error!(container = %record.id, error = error.chain(), "logs of a failed start could not be removed");
+    }
+    if let Some(name) = &record.request.name
+        && let Some(root) = directory.path().parent().and_then(Path::parent)
+    {
+        let _ = fs::remove_file(root.join("names").join(name.as_ref()));
+    }
+    if let Err(error) = fs::remove_dir_all(directory.path())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::error!(path = %directory.path().display(), %error, "record could not be removed");
+    }
+}

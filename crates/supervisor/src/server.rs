@@ -1,0 +1,151 @@
+//! The supervisor's end of its socket.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::bytes::Bytes;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::protocol::{Reply, Request, Until, Update, codec};
+
+/// Clients served at once. The worker holds two or three per attached user.
+const MAX_CLIENTS: usize = 128;
+/// A client that connects says at once what it wants.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// How long watchers may take to read the last update.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What clients ask of the task that owns the container.
+pub(crate) enum Command {
+    Signal { number: i32, all: bool, done: oneshot::Sender<Result<(), String>> },
+    Stop { grace: Duration },
+}
+
+/// What every connection shares.
+pub(crate) struct Server {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) updates: watch::Receiver<Update>,
+    /// The container's stdin, for the first client that asks for it.
+    pub(crate) stdin: Mutex<Option<pipe::Sender>>,
+    /// Told when a watcher has been sent the container's end.
+    pub(crate) end_was_seen: Notify,
+}
+
+type Connection = Framed<UnixStream, LengthDelimitedCodec>;
+
+impl Server {
+    /// Serves clients until `closing` is dropped; those that are there may take `FAREWELL` to read the last update.
+    pub(crate) async fn run(self: Arc<Self>, listener: UnixListener, mut closing: oneshot::Receiver<()>) {
+        let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let mut clients = JoinSet::new();
+        loop {
+            while clients.try_join_next().is_some() {}
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = &mut closing => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let server = Arc::clone(&self);
+                    clients.spawn(async move {
+                        server.serve(Framed::new(stream, codec())).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a client could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        let _ = tokio::time::timeout(FAREWELL, async { while clients.join_next().await.is_some() {} }).await;
+    }
+
+    async fn serve(&self, mut connection: Connection) {
+        let Ok(Some(Ok(body))) = tokio::time::timeout(REQUEST_DEADLINE, connection.next()).await else {
+            return;
+        };
+        match serde_json::from_slice(&body) {
+            Ok(Request::Signal { number, all }) => {
+                let (done, answer) = oneshot::channel();
+                let sent = self.commands.send(Command::Signal { number, all, done }).await;
+                let reply = match (sent, answer.await) {
+                    (Ok(()), Ok(Ok(()))) => Reply::Ok,
+                    (Ok(()), Ok(Err(message))) => Reply::Refused { message },
+                    _ => Reply::Refused { message: "the container is not running".to_owned() },
+                };
+                let _ = send(&mut connection, &reply).await;
+            }
+            Ok(Request::Stop { grace_ms }) => {
+                let grace = Duration::from_millis(grace_ms);
+                // A container that has just ended is stopped: that is what was wanted.
+                let _ = self.commands.send(Command::Stop { grace }).await;
+                let _ = send(&mut connection, &Reply::Ok).await;
+            }
+            Ok(Request::Watch { until }) => self.watch(connection, until).await,
+            Ok(Request::Stdin) => self.feed(connection).await,
+            Err(error) => {
+                let message = format!("unknown request: {error}");
+                let _ = send(&mut connection, &Reply::Refused { message }).await;
+            }
+        }
+    }
+
+    async fn watch(&self, mut connection: Connection, until: Until) {
+        let mut updates = self.updates.clone();
+        updates.mark_changed();
+        if send(&mut connection, &Reply::Ok).await.is_err() {
+            return;
+        }
+        while updates.changed().await.is_ok() {
+            let update = updates.borrow_and_update().clone();
+            if send(&mut connection, &update).await.is_err() {
+                return;
+            }
+            if update.satisfies(until) {
+                if until == Until::Gone {
+                    self.end_was_seen.notify_one();
+                }
+                return;
+            }
+        }
+    }
+
+    /// Moves a client's bytes into the container's stdin; the end of the client is the end of the input.
+    async fn feed(&self, mut connection: Connection) {
+        let Some(mut stdin) = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            let message = "the container has no open stdin: run it with -i, and attach one client".to_owned();
+            let _ = send(&mut connection, &Reply::Refused { message }).await;
+            return;
+        };
+        if send(&mut connection, &Reply::Ok).await.is_err() {
+            return;
+        }
+        let moved = async {
+            while let Some(Ok(bytes)) = connection.next().await {
+                if bytes.is_empty() || stdin.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let mut gone = self.updates.clone();
+        tokio::select! {
+            () = moved => {}
+            _ = gone.wait_for(Update::is_final) => {}
+        }
+    }
+}
+
+async fn send(connection: &mut Connection, message: &impl Serialize) -> std::io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    connection.send(Bytes::from(body)).await
+}

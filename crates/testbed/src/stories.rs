@@ -1,0 +1,77 @@
+//! Parity stories: what a container must do, whatever isolates it.
+//!
+//! A story is a function that gets a [`World`] and fails with everything a reader needs. It knows the runtime only as
+//! something containers run on; where a runtime differs for a reason of its own, `exclusions.txt` says so.
+
+mod exit;
+mod files;
+mod lifecycle;
+mod limits;
+mod mounts;
+mod process;
+mod streams;
+
+use crate::World;
+
+/// How much a story tells for the time that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// One of some twenty that are run even where each container takes seconds to boot.
+    Core,
+    /// Every other.
+    Full,
+}
+
+/// One story.
+#[derive(Debug, Clone, Copy)]
+pub struct Story {
+    /// The function's name.
+    pub name: &'static str,
+    /// When to run it.
+    pub tier: Tier,
+    /// What to run.
+    pub run: fn(&World<'_>) -> anyhow::Result<()>,
+}
+
+/// Every story, in order of topics.
+pub fn all() -> impl Iterator<Item = &'static Story> {
+    [
+        exit::STORIES,
+        streams::STORIES,
+        process::STORIES,
+        files::STORIES,
+        mounts::STORIES,
+        limits::STORIES,
+        lifecycle::STORIES,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Lists the stories of a file: `stories![Core this_one, Full that_one]`.
+macro_rules! stories {
+    ($($tier:ident $name:ident),* $(,)?) => {
+        pub(super) const STORIES: &[$crate::stories::Story] = &[$($crate::stories::Story {
+            name: stringify!($name),
+            tier: $crate::stories::Tier::$tier,
+            run: $name,
+        }),*];
+    };
+}
+use stories;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_the_core_is_small() {
+        let mut names: Vec<_> = all().map(|story| story.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        let core = all().filter(|story| story.tier == Tier::Core).count();
+        assert!((15..=25).contains(&core), "{core} core stories");
+    }
+}

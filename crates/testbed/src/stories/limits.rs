@@ -1,0 +1,49 @@
+//! Memory.
+
+use anyhow::{Result, ensure};
+
+use super::stories;
+use crate::World;
+
+stories![
+    Core over_its_memory_limit_a_container_is_killed,
+    Full under_its_memory_limit_a_container_lives,
+    Full a_child_over_the_limit_is_the_shells_to_report,
+    Full the_limit_is_kept_in_the_record,
+];
+
+/// Doubles a variable until there is no memory for it.
+const HOG: &str = "a=0123456789abcdef; while true; do a=$a$a; done";
+
+fn over_its_memory_limit_a_container_is_killed(world: &World<'_>) -> Result<()> {
+    let (container, finished) = world.run_kept(&["-m", "64m"], &["sh", "-c", HOG])?;
+    finished.ends_with(137)?.complains_of(&["memory limit"])?;
+    container.ended(137, "oom")?;
+    Ok(())
+}
+
+fn under_its_memory_limit_a_container_lives(world: &World<'_>) -> Result<()> {
+    // What it reads and writes fills the page cache, which is no reason to die either.
+    let script = "head -c 16777216 /dev/zero > /dev/shm/x && wc -c < /dev/shm/x && rm /dev/shm/x && \
+                  head -c 100000000 /dev/zero > /var/file && wc -c < /var/file";
+    world.run(&["-m", "64m"], &["sh", "-c", script])?.prints("16777216\n100000000")?;
+    Ok(())
+}
+
+fn a_child_over_the_limit_is_the_shells_to_report(world: &World<'_>) -> Result<()> {
+    let script = format!("sh -c '{HOG}'; echo $?; exit 5");
+    let (container, finished) = world.run_kept(&["-m", "64m"], &["sh", "-c", &script])?;
+    finished.ends_with(5)?;
+    container.run(&["logs"])?.prints("137")?;
+    container.ended(5, "exited")?;
+    Ok(())
+}
+
+fn the_limit_is_kept_in_the_record(world: &World<'_>) -> Result<()> {
+    let (container, finished) = world.run_kept(&["-m", "128m"], &["true"])?;
+    finished.ends_with(0)?;
+    let known = container.inspect()?;
+    ensure!(known["memory_bytes"] == 128 << 20, "the record has another limit: {known:#}");
+    world.run(&["-m", "much"], &["true"])?.ends_with(2)?;
+    Ok(())
+}

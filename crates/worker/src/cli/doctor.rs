@@ -1,0 +1,110 @@
+//! `doctor`: what this machine can run, found out by trying, and what to do about the rest.
+
+use std::process::ExitCode;
+
+use beta9_types::RuntimeKind;
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::table;
+use crate::cli::{Global, Outcome, OutputFormat};
+use crate::error::chain;
+use crate::pools::Setup;
+use crate::runtimes;
+use crate::terminal;
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: OutputFormat,
+}
+
+struct Check {
+    name: String,
+    result: Result<String, String>,
+}
+
+/// Exits 0 when at least one runtime works.
+pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
+    terminal::init_logging(global.verbose);
+    let setup = Setup::load(global)?;
+    let mut checks = vec![root_user(), state_directory(&setup), cgroups(), kvm()];
+    let pool = setup.config.default_pool().or(setup.config.pools().first());
+    let settings = pool.map(|pool| pool.settings.clone()).unwrap_or_default();
+    let mut works = false;
+    for kind in RuntimeKind::ALL {
+        let tried = runtimes::create(&setup.root, kind, &settings).await;
+        works |= tried.is_ok();
+        let result = tried.map(|working| working.detail).map_err(|e| chain(&e));
+        checks.push(Check { name: format!("runtime {kind}"), result });
+    }
+    if args.output == OutputFormat::Json {
+        let check = |check: &Check| {
+            let (ok, text) = match &check.result {
+                Ok(text) => (true, text),
+                Err(text) => (false, text),
+            };
+            json!({ "check": check.name, "ok": ok, "detail": text })
+        };
+        terminal::json(&checks.iter().map(check).collect::<Vec<_>>())?;
+    } else {
+        let mut table = table::new(["CHECK", "RESULT", "DETAIL"]);
+        for Check { name, result } in &checks {
+            let (word, text) = match result {
+                Ok(text) => ("ok", text),
+                Err(text) => ("no", text),
+            };
+            table.add_row([name, word, text]);
+        }
+        terminal::line(&table.trim_fmt())?;
+    }
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn root_user() -> Check {
+    let result = if rustix::process::geteuid().is_root() {
+        Ok("running as root".to_owned())
+    } else {
+        Err("not root: mounts, namespaces and cgroups need it; use sudo".to_owned())
+    };
+    Check { name: "privileges".to_owned(), result }
+}
+
+/// Overlay mounts need an upper layer that is not itself an overlay.
+fn state_directory(setup: &Setup) -> Check {
+    const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+    let existing = setup.root.ancestors().find(|path| path.exists()).unwrap_or(&setup.root);
+    let result = match rustix::fs::statfs(existing) {
+        Ok(stat) if stat.f_type == OVERLAYFS_MAGIC => Err(format!(
+            "{} is on an overlay, which cannot hold another: use a volume or --root DIR",
+            setup.root.display()
+        )),
+        Ok(stat) => {
+            let free = stat.f_bavail.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0));
+            Ok(format!("{}, {} free", setup.root.display(), terminal::bytes(free)))
+        }
+        Err(e) => Err(format!("{}: {}", setup.root.display(), std::io::Error::from(e))),
+    };
+    Check { name: "state directory".to_owned(), result }
+}
+
+fn cgroups() -> Check {
+    let exists = |path: &str| std::path::Path::new(path).exists();
+    let result = if exists("/sys/fs/cgroup/cgroup.controllers") {
+        Ok("version 2".to_owned())
+    } else if exists("/sys/fs/cgroup/memory/cgroup.procs") {
+        Ok("version 1".to_owned())
+    } else {
+        Err("no cgroup hierarchy with a memory controller is mounted at /sys/fs/cgroup".to_owned())
+    };
+    Check { name: "cgroups".to_owned(), result }
+}
+
+fn kvm() -> Check {
+    let result = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok("/dev/kvm opens; whether it boots a kernel is tried below".to_owned()),
+        Err(e) => Err(format!("/dev/kvm: {e}; Firecracker needs it, QEMU emulates instead")),
+    };
+    Check { name: "kvm".to_owned(), result }
+}

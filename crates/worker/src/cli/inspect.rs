@@ -1,0 +1,94 @@
+//! `inspect`: everything known of a container.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::api;
+use crate::cli::Outcome;
+use crate::client::Client;
+use crate::terminal;
+
+#[derive(Args)]
+pub(super) struct InspectArgs {
+    /// Draw how the time of the start was spent instead of printing JSON.
+    #[arg(long)]
+    timeline: bool,
+    /// Ids, beginnings of ids, or names.
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
+    let mut found = Vec::new();
+    for container in args.containers {
+        let answer = client.containers.inspect(api::InspectRequest { container }).await?.into_inner();
+        found.extend(answer.container);
+    }
+    if args.timeline {
+        for container in &found {
+            terminal::line(&timeline(container))?;
+        }
+    } else {
+        terminal::json(&found.iter().map(json).collect::<Vec<_>>())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A container as a JSON document.
+pub(super) fn json(container: &api::Container) -> Value {
+    let text = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
+    let mount = |mount: &api::Mount| json!({ "source": mount.source, "target": mount.target, "read_only": mount.read_only });
+    let phase = |phase: &api::Phase| json!({ "phase": phase.name, "at_us": phase.at_us });
+    json!({
+        "id": container.id,
+        "name": text(&container.name),
+        "image": container.image,
+        "image_digest": container.image_digest,
+        "args": container.args,
+        "pool": container.pool,
+        "runtime_asked": container.runtime_asked,
+        "runtime": container.runtime,
+        "fallback_reason": text(&container.fallback_reason),
+        "status": container.status,
+        "pid": container.pid,
+        "exit": container.exit.as_ref().map(|exit| json!({
+            "code": exit.code,
+            "reason": exit.reason,
+            "message": text(&exit.message),
+        })),
+        "created_us": container.created_us,
+        "timeline": container.timeline.iter().map(phase).collect::<Vec<_>>(),
+        "mounts": container.mounts.iter().map(mount).collect::<Vec<_>>(),
+        "memory_bytes": container.memory_bytes,
+        "env_names": container.env_names,
+    })
+}
+
+/// One bar per phase, from the request to the end, on one scale up to `running`.
+fn timeline(container: &api::Container) -> String {
+    const WIDTH: u64 = 48;
+    let start = container.created_us;
+    // What comes after `running` is the container's own time and would flatten everything before it.
+    let started = container.timeline.iter().take_while(|phase| phase.name != "exited").collect::<Vec<_>>();
+    let end = started.last().map_or(start, |phase| phase.at_us);
+    let span = end.saturating_sub(start).max(1);
+    let column = |at: u64| usize::try_from(at.saturating_sub(start).min(span) * WIDTH / span).unwrap_or(0);
+    let mut lines = vec![format!("{}  {}  {}", container.id, container.runtime, container.image)];
+    let mut before = start;
+    for phase in &container.timeline {
+        let took = phase.at_us.saturating_sub(before);
+        let is_start = phase.at_us <= end;
+        let bar = if is_start {
+            let (from, to) = (column(before), column(phase.at_us));
+            format!("{}{}", " ".repeat(from), "█".repeat((to - from).max(1)))
+        } else {
+            String::new()
+        };
+        lines.push(format!("  {:<20} {:>9.1} ms  {bar}", phase.name, took as f64 / 1000.0));
+        before = phase.at_us;
+    }
+    lines.push(format!("  {:<20} {:>9.1} ms", "request to running", span as f64 / 1000.0));
+    lines.join("\n")
+}

@@ -1,0 +1,218 @@
+//! The command line: one file per command, and nothing that the API does not do.
+
+mod config;
+mod container;
+mod doctor;
+mod image;
+mod init;
+mod inspect;
+mod internal;
+mod logs;
+mod ps;
+mod run;
+mod serve;
+mod status;
+mod table;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::client::Client;
+
+/// Runs OCI containers in exactly the isolation they need: runc, gVisor, or a microVM of their own.
+///
+/// The same image and the same command line run in each of them; `--runtime` or the pool decides.
+/// Commands talk to the worker that serves the root directory; without one they do its work themselves.
+#[derive(Parser)]
+#[command(name = "beta9-worker", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone)]
+pub(crate) struct Global {
+    /// State directory: images, containers, and the socket of the worker that serves it. The configuration's
+    /// `worker.root` where absent, else /var/lib/beta9.
+    #[arg(long, global = true, value_name = "DIR", env = "BETA9_ROOT")]
+    pub(crate) root: Option<PathBuf>,
+    /// Configuration file. /etc/beta9/worker.yaml where absent and present.
+    #[arg(long, global = true, value_name = "FILE", env = "BETA9_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Say more: once for what is going on, twice for everything.
+    #[arg(long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// How a table is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For eyes.
+    Table,
+    /// For programs: one JSON document.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a container from an image and run it.
+    Run(Box<run::RunArgs>),
+    /// List containers.
+    Ps(ps::PsArgs),
+    /// Print what a container wrote.
+    Logs(logs::LogsArgs),
+    /// Wait for containers to end and print their exit codes.
+    Wait(container::WaitArgs),
+    /// Show everything known of containers, as JSON or as a timeline.
+    Inspect(inspect::InspectArgs),
+    /// Stop containers: SIGTERM, then SIGKILL after a grace period.
+    Stop(container::StopArgs),
+    /// Send a signal to containers.
+    Kill(container::KillArgs),
+    /// Remove containers that are over.
+    Rm(container::RmArgs),
+    /// Import and list images.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Serve pools: the daemon that other commands and gRPC clients talk to.
+    Serve(serve::ServeArgs),
+    /// Show pools, their runtimes and why they are what they are.
+    Status(status::StatusArgs),
+    /// Show or check the configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Check what this machine can run, and say what to do about the rest.
+    Doctor(doctor::DoctorArgs),
+    /// Be PID 1 of a pod: reap, and keep a worker serving.
+    Init(init::InitArgs),
+    /// Own one container. Started by the worker.
+    #[command(hide = true)]
+    Supervise {
+        /// The container's directory.
+        directory: PathBuf,
+    },
+    /// Boot one VM to its init and report. Started by the worker.
+    #[command(hide = true)]
+    Probe {
+        /// firecracker or qemu.
+        runtime: beta9_types::RuntimeKind,
+    },
+    /// Serves the host directories of one microVM container to its guest.
+    #[command(hide = true)]
+    Share {
+        /// What `beta9_microvm::share::serve` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// A command that did not do what was asked: what to say, and the exit code.
+pub(crate) struct Failure {
+    pub(crate) message: String,
+    pub(crate) code: u8,
+}
+
+impl Failure {
+    /// Our own failure.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+
+    /// The failure of a command that would have returned a container's exit code.
+    pub(crate) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        Self::new(status.message())
+    }
+}
+
+impl From<crate::error::Error> for Failure {
+    fn from(error: crate::error::Error) -> Self {
+        Self::new(crate::error::chain(&error))
+    }
+}
+
+pub(crate) type Outcome = Result<ExitCode, Failure>;
+
+/// Parses the command line and does what it says. Returns the process's exit code.
+pub(crate) fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    // Processes of other kinds than a client come first: they must start with one thread.
+    let outcome = match command {
+        Command::Supervise { directory } => internal::supervise(directory),
+        Command::Probe { runtime } => internal::probe(runtime),
+        Command::Share { arguments } => internal::share(arguments),
+        Command::Init(args) => init::run(args),
+        command => client_command(&global, command),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            crate::terminal::error(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn client_command(global: &Global, command: Command) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("start an event loop: {e}")))?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Serve(args) => serve::run(global, args).await,
+            Command::Config(command) => config::run(global, command),
+            Command::Doctor(args) => doctor::run(global, args).await,
+            command => {
+                crate::terminal::init_logging(global.verbose);
+                let mut client = Client::connect(global).await?;
+                match command {
+                    Command::Run(args) => run::run(&mut client, *args).await,
+                    Command::Ps(args) => ps::run(&mut client, args).await,
+                    Command::Logs(args) => logs::run(&mut client, args).await,
+                    Command::Wait(args) => container::wait(&mut client, args).await,
+                    Command::Inspect(args) => inspect::run(&mut client, args).await,
+                    Command::Stop(args) => container::stop(&mut client, args).await,
+                    Command::Kill(args) => container::kill(&mut client, args).await,
+                    Command::Rm(args) => container::rm(&mut client, args).await,
+                    Command::Image(command) => image::run(&mut client, command).await,
+                    Command::Status(args) => status::run(&mut client, args).await,
+                    _ => Err(Failure::new("this command was handled before")),
+                }
+            }
+        }
+    });
+    // A read of stdin that never returns must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_containers_own_flags_are_not_ours() {
+        let cli = Cli::try_parse_from(["beta9-worker", "run", "--rm", "image", "sh", "-c", "exit 7", "--rm"]);
+        assert!(matches!(cli.unwrap().command, Command::Run(_)));
+    }
+}

@@ -1,0 +1,334 @@
+//! The gRPC face: messages in, messages out, nothing decided here.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use beta9_image::{Step, Store};
+use beta9_types::{BindMount, ContainerId, ContainerRequest, ImageReference, MemoryBytes, MountAccess};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::api;
+use crate::api::container_service_server::{ContainerService, ContainerServiceServer};
+use crate::api::image_service_server::{ImageService, ImageServiceServer};
+use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
+use crate::error::{Error, ErrorKind};
+use crate::service::attach::Event;
+use crate::service::lifecycle::image_error;
+use crate::service::view::stream;
+use crate::service::{Worker, blocking, micros};
+
+/// docker's default grace between SIGTERM and SIGKILL.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+/// Messages that wait for a slow client; the rest waits in the log.
+const PENDING: usize = 8;
+/// Longest message accepted and sent.
+const MAX_MESSAGE: usize = 16 << 20;
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The services of one worker.
+pub(crate) fn router(worker: Arc<Worker>) -> tonic::transport::server::Router {
+    let server = Server { worker };
+    tonic::transport::Server::builder()
+        .add_service(ContainerServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(ImageServiceServer::new(server.clone()))
+        .add_service(WorkerServiceServer::new(server))
+}
+
+#[derive(Clone)]
+struct Server {
+    worker: Arc<Worker>,
+}
+
+#[tonic::async_trait]
+impl ContainerService for Server {
+    async fn create(
+        &self,
+        request: Request<api::CreateRequest>,
+    ) -> Result<Response<api::CreateResponse>, Status> {
+        let message = request.into_inner();
+        let id = match message.id.as_str() {
+            "" => ContainerId::random(),
+            id => id.parse().map_err(Error::from)?,
+        };
+        let id = self.worker.create(id, parse(message)?).await?;
+        Ok(Response::new(api::CreateResponse { id: id.to_string(), warnings: Vec::new() }))
+    }
+
+    async fn start(
+        &self,
+        request: Request<api::StartRequest>,
+    ) -> Result<Response<api::StartResponse>, Status> {
+        let described = self.worker.start(&request.into_inner().container).await?;
+        Ok(Response::new(api::StartResponse { container: Some(described.into()) }))
+    }
+
+    type AttachStream = BoxStream<api::AttachResponse>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<api::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        use api::attach_request::Message as Ask;
+        use api::attach_response::Message as Answer;
+        let mut input = request.into_inner();
+        let Some(Ask::Open(api::AttachOpen { container })) = input.message().await?.and_then(|m| m.message)
+        else {
+            return Err(Error::new(ErrorKind::Invalid, "the first message of an attach must open it").into());
+        };
+        let mut output = self.worker.output(&container)?;
+        let worker = Arc::clone(&self.worker);
+        let (sender, receiver) = mpsc::channel(PENDING);
+        tokio::spawn(async move {
+            let mut feeding = tokio::task::JoinSet::new();
+            feeding.spawn(async move { worker.feed(&container, input).await });
+            loop {
+                let answers = match output.next().await {
+                    Ok(Some(Event::Entries(entries))) => entries
+                        .into_iter()
+                        .map(|entry| match entry.stream {
+                            beta9_supervisor::Stream::Stdout => Answer::Stdout(entry.content),
+                            beta9_supervisor::Stream::Stderr => Answer::Stderr(entry.content),
+                        })
+                        .collect(),
+                    Ok(Some(Event::Exit(exit))) => vec![Answer::Exit((&exit).into())],
+                    Ok(None) => return,
+                    Err(error) => {
+                        let _ = sender.send(Err(error.into())).await;
+                        return;
+                    }
+                };
+                for answer in merge(answers) {
+                    if sender.send(Ok(api::AttachResponse { message: Some(answer) })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type LogsStream = BoxStream<api::LogsResponse>;
+
+    async fn logs(&self, request: Request<api::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let api::LogsRequest { container, follow } = request.into_inner();
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let message = |entries: Vec<beta9_supervisor::LogEntry>| api::LogsResponse {
+            entries: entries
+                .into_iter()
+                .map(|entry| api::LogEntry {
+                    time: entry.time,
+                    stream: stream(entry.stream).into(),
+                    content: entry.content,
+                })
+                .collect(),
+        };
+        if follow {
+            let mut output = self.worker.output(&container)?;
+            tokio::spawn(async move {
+                loop {
+                    let answer = match output.next().await {
+                        Ok(Some(Event::Entries(entries))) => Ok(message(entries)),
+                        Ok(Some(Event::Exit(_)) | None) => return,
+                        Err(error) => Err(error.into()),
+                    };
+                    let is_last = answer.is_err();
+                    if sender.send(answer).await.is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+        } else if let Some(mut reader) = self.worker.log_so_far(&container)? {
+            tokio::spawn(async move {
+                loop {
+                    let answer = match reader.read() {
+                        Ok(entries) if entries.is_empty() => return,
+                        Ok(entries) => Ok(message(entries)),
+                        Err(error) => Err(Error::internal("read the container's log", error).into()),
+                    };
+                    let is_last = answer.is_err();
+                    if sender.send(answer).await.is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn wait(&self, request: Request<api::WaitRequest>) -> Result<Response<api::WaitResponse>, Status> {
+        let exit = self.worker.wait(&request.into_inner().container).await?;
+        Ok(Response::new(api::WaitResponse { exit: Some((&exit).into()) }))
+    }
+
+    async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListResponse>, Status> {
+        let all = request.into_inner().all;
+        let containers = self.worker.list().await?.into_iter().map(api::Container::from);
+        let containers =
+            containers.filter(|c| all || matches!(c.status.as_str(), "running" | "starting")).collect();
+        Ok(Response::new(api::ListResponse { containers }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<api::InspectRequest>,
+    ) -> Result<Response<api::InspectResponse>, Status> {
+        let described = self.worker.inspect(&request.into_inner().container).await?;
+        Ok(Response::new(api::InspectResponse { container: Some(described.into()) }))
+    }
+
+    async fn stop(&self, request: Request<api::StopRequest>) -> Result<Response<api::StopResponse>, Status> {
+        let api::StopRequest { container, grace_ms } = request.into_inner();
+        let grace = grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis);
+        self.worker.stop(&container, grace).await?;
+        Ok(Response::new(api::StopResponse {}))
+    }
+
+    async fn kill(&self, request: Request<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
+        let api::KillRequest { container, signal, all } = request.into_inner();
+        if !(1..=64).contains(&signal) {
+            return Err(Error::new(ErrorKind::Invalid, format!("there is no signal {signal}")).into());
+        }
+        self.worker.kill(&container, signal, all).await?;
+        Ok(Response::new(api::KillResponse {}))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<api::RemoveRequest>,
+    ) -> Result<Response<api::RemoveResponse>, Status> {
+        let api::RemoveRequest { container, force } = request.into_inner();
+        self.worker.remove(&container, force).await?;
+        Ok(Response::new(api::RemoveResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for Server {
+    type ImportStream = BoxStream<api::ImportResponse>;
+
+    async fn import(
+        &self,
+        request: Request<api::ImportRequest>,
+    ) -> Result<Response<Self::ImportStream>, Status> {
+        use api::import_response::Message;
+        let api::ImportRequest { path, tag } = request.into_inner();
+        let tag: Option<ImageReference> = match tag.as_str() {
+            "" => None,
+            tag => Some(tag.parse().map_err(Error::from)?),
+        };
+        let root = self.worker.root.clone();
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let answer = |message| Ok(api::ImportResponse { message: Some(message) });
+        tokio::spawn(async move {
+            let progress = sender.clone();
+            let imported = blocking(move || {
+                let store =
+                    Store::open(&root)?.with_progress(move |step: Step, done_bytes, total: Option<u64>| {
+                        let total_bytes = total.unwrap_or(0);
+                        let message =
+                            api::ImportProgress { step: step.as_str().to_owned(), done_bytes, total_bytes };
+                        // Progress is for eyes: a client that does not keep up misses some.
+                        let _ = progress.try_send(answer(Message::Progress(message)));
+                    });
+                store.import(std::path::Path::new(&path), tag.as_ref())
+            })
+            .await;
+            let last = match imported {
+                Ok(Ok(image)) => answer(Message::Image((&image).into())),
+                Ok(Err(error)) => Err(image_error(error).into()),
+                Err(error) => Err(error.into()),
+            };
+            let _ = sender.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_images(
+        &self,
+        _: Request<api::ListImagesRequest>,
+    ) -> Result<Response<api::ListImagesResponse>, Status> {
+        let store = Arc::clone(&self.worker.store);
+        let images = blocking(move || store.list()).await?.map_err(image_error)?;
+        Ok(Response::new(api::ListImagesResponse { images: images.iter().map(api::Image::from).collect() }))
+    }
+}
+
+impl From<&beta9_image::Image> for api::Image {
+    fn from(image: &beta9_image::Image) -> Self {
+        Self {
+            reference: image.reference.to_string(),
+            digest: image.digest.to_string(),
+            size_bytes: image.size,
+            imported_us: micros(image.imported),
+            layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Server {
+    async fn status(&self, _: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
+        let running = self.worker.list().await?;
+        let running = running.iter().filter(|c| c.state.state.status() == "running").count();
+        let pools = self.worker.pools();
+        Ok(Response::new(api::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            root: self.worker.root.to_string_lossy().into_owned(),
+            started_us: self.worker.started_us,
+            config_path: pools.config_path(),
+            config_loaded_sha256: pools.loaded_hash(),
+            config_file_sha256: pools.file_hash(),
+            pools: pools.status().await,
+            containers_running: u32::try_from(running).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+/// Checks every value of a request by its own type's rule.
+fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
+    fn optional<T: std::str::FromStr<Err = beta9_types::ParseError>>(text: &str) -> Result<Option<T>, Error> {
+        if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
+    }
+    let mount = |mount: api::Mount| -> Result<BindMount, Error> {
+        let access = if mount.read_only { MountAccess::ReadOnly } else { MountAccess::ReadWrite };
+        Ok(BindMount::new(mount.source.into(), mount.target.into(), access)?)
+    };
+    let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(ContainerRequest {
+        image: message.image.parse()?,
+        command: message.command,
+        env: message.env,
+        cwd: text(message.cwd),
+        user: optional(&message.user)?,
+        hostname: text(message.hostname),
+        mounts: message.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
+        memory: match message.memory_bytes {
+            0 => None,
+            bytes => Some(MemoryBytes::try_from(bytes)?),
+        },
+        name: optional(&message.name)?,
+        runtime: optional(&message.runtime)?,
+        pool: text(message.pool),
+        stdin: message.stdin,
+        auto_remove: message.auto_remove,
+    })
+}
+
+/// Joins neighbouring pieces of one stream, so that many short lines make few messages.
+fn merge(answers: Vec<api::attach_response::Message>) -> Vec<api::attach_response::Message> {
+    use api::attach_response::Message;
+    let mut merged: Vec<Message> = Vec::new();
+    for answer in answers {
+        match (merged.last_mut(), answer) {
+            (Some(Message::Stdout(kept)), Message::Stdout(more)) => kept.extend(more),
+            (Some(Message::Stderr(kept)), Message::Stderr(more)) => kept.extend(more),
+            (_, answer) => merged.push(answer),
+        }
+    }
+    merged
+}
