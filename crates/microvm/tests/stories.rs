@@ -58,7 +58,12 @@ async fn a_program_that_is_not_there_is_127_and_one_that_is_none_126() {
         assert_eq!(error.kind(), kind, "{}", error.chain());
         assert!(error.to_string().contains(program), "{error}");
         running.delete().await;
-        assert!(fixture.vm_directory(&id).join("console.log").exists(), "the logs of a failed start stay");
+        let directory = fixture.vm_directory(&id);
+        assert!(directory.join("console.log").exists(), "the logs of a failed start stay");
+        if fixture.kind == RuntimeKind::Firecracker {
+            let log = std::fs::read_to_string(directory.join("firecracker.log")).unwrap();
+            assert!(log.contains("Firecracker"), "{log}");
+        }
         beta9_microvm::forget(fixture.kind, &fixture.settings, &id).unwrap();
         assert!(!fixture.vm_directory(&id).exists());
     }
