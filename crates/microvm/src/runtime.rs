@@ -25,8 +25,7 @@ use crate::sizing::VmSize;
 /// Processes and threads that the programs of one VM may have.
 const MAX_TASKS: u64 = 512;
 
-/// What these runtimes can do. No checkpoint, GPU or CDI: none of them exists for these VMs yet. Out-of-memory is
-/// reported by the guest from its own kernel's count. A namespace that exists is joined by the VMM.
+/// What these runtimes can do.
 pub const CAPABILITIES: Capabilities = Capabilities {
     checkpoint_restore: false,
     gpu: false,
@@ -65,6 +64,14 @@ impl Microvm {
     pub fn with_share_program(mut self, program: PathBuf, arguments: Vec<OsString>) -> Self {
         self.share = ShareProgram { program, arguments };
         self
+    }
+
+    pub(crate) fn settings(&self) -> &RuntimeSettings {
+        &self.settings
+    }
+
+    pub(crate) fn reaper(&self) -> &Reaper {
+        &self.reaper
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {
@@ -107,7 +114,7 @@ impl Microvm {
     }
 
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
-    fn limit(&self, cgroup: &Cgroup, size: VmSize) {
+    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
         let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
         for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
             if let Err(error) = limited {
@@ -203,6 +210,8 @@ impl Runtime for Microvm {
         self.kind
     }
 
+    /// No checkpoint, GPU or CDI: none of them exists for these VMs yet. Out-of-memory is reported by the guest
+    /// from its own kernel's count. A namespace that exists is joined by the VMM.
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
     }

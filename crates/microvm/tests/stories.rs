@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use beta9_microvm::probe;
 use beta9_runtime::{ErrorKind, SignalTarget};
-use beta9_sys::cgroup::Cgroup;
 use beta9_types::{Exit, ExitReason, QemuAccel, RuntimeKind, RuntimeSettings};
 use common::Story;
 
@@ -59,7 +58,12 @@ async fn a_program_that_is_not_there_is_127_and_one_that_is_none_126() {
         assert_eq!(error.kind(), kind, "{}", error.chain());
         assert!(error.to_string().contains(program), "{error}");
         running.delete().await;
-        assert!(fixture.vm_directory(&id).join("console.log").exists(), "the logs of a failed start stay");
+        let directory = fixture.vm_directory(&id);
+        assert!(directory.join("console.log").exists(), "the logs of a failed start stay");
+        if fixture.kind == RuntimeKind::Firecracker {
+            let log = std::fs::read_to_string(directory.join("firecracker.log")).unwrap();
+            assert!(log.contains("Firecracker"), "{log}");
+        }
         beta9_microvm::forget(fixture.kind, &fixture.settings, &id).unwrap();
         assert!(!fixture.vm_directory(&id).exists());
     }
@@ -169,9 +173,7 @@ async fn a_mount_that_is_not_there_fails_the_start_by_name() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_probe_boots_a_guest_and_leaves_nothing() {
     let fixture = fixture_or_skip!(kind());
-    let cgroup = Cgroup::at(format!("beta9-microvm-test/probe-{}", std::process::id()));
-    cgroup.create().unwrap();
-    let report = probe(fixture.kind, &fixture.settings, &fixture.reaper, &cgroup).await.unwrap();
+    let report = probe(fixture.kind, &fixture.settings, &fixture.reaper).await.unwrap();
     eprintln!("{report:?}");
     assert!(report.kernel.starts_with('6'), "{report:?}");
     let left = std::fs::read_dir(fixture.root.join("vms")).unwrap().flatten();
@@ -179,11 +181,9 @@ async fn a_probe_boots_a_guest_and_leaves_nothing() {
 
     let settings = RuntimeSettings { qemu_initrd: Some("/etc/hostname".into()), ..fixture.settings.clone() };
     let settings = RuntimeSettings { firecracker_initrd: Some("/etc/hostname".into()), ..settings };
-    let error = probe(fixture.kind, &settings, &fixture.reaper, &cgroup).await.unwrap_err();
+    let error = probe(fixture.kind, &settings, &fixture.reaper).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.chain().contains("Kernel panic"), "{}", error.chain());
-    assert!(cgroup.processes().is_empty());
-    cgroup.remove().unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -192,18 +192,14 @@ async fn a_kvm_that_boots_nothing_is_recognised() {
     if kind() == RuntimeKind::Firecracker {
         return eprintln!("skipped: where Firecracker's stories run, KVM works");
     }
-    let cgroup = Cgroup::at(format!("beta9-microvm-test/kvm-{}", std::process::id()));
-    cgroup.create().unwrap();
     let settings = RuntimeSettings { qemu_accel: QemuAccel::Kvm, ..fixture.settings.clone() };
-    match probe(fixture.kind, &settings, &fixture.reaper, &cgroup).await {
+    match probe(fixture.kind, &settings, &fixture.reaper).await {
         Ok(report) => assert_eq!(report.accel, QemuAccel::Kvm),
         Err(error) => {
             let text = error.chain();
             eprintln!("{text}");
             assert_eq!(error.kind(), ErrorKind::Unavailable);
-            assert!(text.contains("/dev/kvm") && text.contains("qemu_accel: tcg"), "{text}");
+            assert!(text.contains("/dev/kvm opens, but"), "{text}");
         }
     }
-    assert!(cgroup.processes().is_empty());
-    cgroup.remove().unwrap();
 }

@@ -14,6 +14,7 @@ mod serve;
 mod status;
 mod table;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -102,12 +103,12 @@ enum Command {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
     },
-    /// Serve one container's mounts to its VM. Started by its supervisor.
+    /// Serves the host directories of one microVM container to its guest.
     #[command(hide = true)]
     Share {
-        /// What the file server of the microvm crate takes.
+        /// What `beta9_microvm::share::serve` takes.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
+        arguments: Vec<OsString>,
     },
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
-        Command::Share { args } => internal::share(args),
+        Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),
         command => client_command(&global, command),
     };

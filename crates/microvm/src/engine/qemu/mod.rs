@@ -108,10 +108,6 @@ impl Qemu {
 
 #[async_trait]
 impl Engine for Qemu {
-    fn describe(&self) -> String {
-        format!("{} accel={}", self.bin.display(), self.accel.as_str())
-    }
-
     fn pace(&self) -> Pace {
         match self.accel {
             Accel::Kvm(pace) => pace,
