@@ -30,6 +30,10 @@ pub(crate) fn boot() -> Result<Modules> {
     fs::create_dir_all(CONTAINERS).context(|| format!("create {CONTAINERS}"))?;
     // Linux kills the process with the highest score first; this one is never to be it.
     fs::write("/proc/self/oom_score_adj", "-1000").context(|| "write /proc/self/oom_score_adj")?;
+    // The machine is as small as its container, and yet an allocation is to succeed here as it does on a large host:
+    // the container's limit is what ends a program that uses too much.
+    let overcommit = "/proc/sys/vm/overcommit_memory";
+    fs::write(overcommit, "1").context(|| format!("write {overcommit}"))?;
     if let Err(error) = beta9_sys::machine::loopback_up() {
         report::warn(&chain(&error));
     }
