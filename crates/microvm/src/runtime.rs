@@ -1,5 +1,6 @@
 //! [`Microvm`]: a [`Runtime`] whose containers are VMs.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -18,12 +19,14 @@ use crate::engine::qemu::Qemu;
 use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
 use crate::guest_spec::{Stdin, refuse_unsupported, translate};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
+use crate::share::{Share, ShareProgram};
 use crate::sizing::VmSize;
 
 /// Processes and threads that the programs of one VM may have.
 const MAX_TASKS: u64 = 512;
 
-/// What these runtimes can do.
+/// What these runtimes can do. No checkpoint, GPU or CDI: none of them exists for these VMs yet. Out-of-memory is
+/// reported by the guest from its own kernel's count. A namespace that exists is joined by the VMM.
 pub const CAPABILITIES: Capabilities = Capabilities {
     checkpoint_restore: false,
     gpu: false,
@@ -38,6 +41,7 @@ pub struct Microvm {
     settings: RuntimeSettings,
     reaper: Reaper,
     engine: Box<dyn Engine>,
+    share: ShareProgram,
 }
 
 impl Microvm {
@@ -53,15 +57,14 @@ impl Microvm {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
             }
         };
-        Ok(Self { kind, settings: settings.clone(), reaper, engine })
+        Ok(Self { kind, settings: settings.clone(), reaper, engine, share: ShareProgram::default() })
     }
 
-    pub(crate) fn settings(&self) -> &RuntimeSettings {
-        &self.settings
-    }
-
-    pub(crate) fn reaper(&self) -> &Reaper {
-        &self.reaper
+    /// Replaces the program that serves host directories, which is this one with the argument `share`. What it is
+    /// started with goes to [`share::serve`](crate::share::serve).
+    pub fn with_share_program(mut self, program: PathBuf, arguments: Vec<OsString>) -> Self {
+        self.share = ShareProgram { program, arguments };
+        self
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {
@@ -72,7 +75,8 @@ impl Microvm {
         root_of(self.kind, &self.settings)
     }
 
-    fn kernel(&self) -> (PathBuf, PathBuf) {
+    /// Kernel and initramfs.
+    pub(crate) fn kernel(&self) -> (PathBuf, PathBuf) {
         match self.kind {
             RuntimeKind::Firecracker => {
                 (self.settings.firecracker_kernel.clone(), self.settings.firecracker_initrd())
@@ -103,7 +107,7 @@ impl Microvm {
     }
 
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
-    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
+    fn limit(&self, cgroup: &Cgroup, size: VmSize) {
         let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
         for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
             if let Err(error) = limited {
@@ -129,12 +133,22 @@ impl Microvm {
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
-        let Listeners { control, stream, share: _ } = listeners;
+        let Listeners { control, stream, share: share_listener } = listeners;
+        // It gets ready while the guest boots.
+        let share = if mounts.is_empty() {
+            None
+        } else {
+            let dialer = vm.dialer;
+            Some(Share::start(&self.share, &host, &directory, &id, dialer, &mounts, share_listener)?)
+        };
         let deadlines = Deadlines::at(self.engine.pace());
         let accepting = Accepting { control, stream };
         let (sandbox, _kernel) =
             Sandbox::open(vm, accepting, id.clone(), cgroup.clone(), deadlines, &marks).await?;
-        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup);
+        if let Some(share) = &share {
+            share.ready().await?;
+        }
+        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share);
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)
@@ -189,8 +203,6 @@ impl Runtime for Microvm {
         self.kind
     }
 
-    /// No checkpoint, GPU or CDI: none of them exists for these VMs yet. Out-of-memory is reported by the guest
-    /// from its own kernel's count. A namespace that exists is joined by the VMM.
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
     }

@@ -20,15 +20,6 @@ pub(crate) struct VmSize {
 }
 
 impl VmSize {
-    /// What a VM without a container gets.
-    pub(crate) fn of_settings(kind: RuntimeKind, settings: &RuntimeSettings) -> Self {
-        let (cpus, mem) = match kind {
-            RuntimeKind::Firecracker => (settings.firecracker_cpus, settings.firecracker_mem_mib),
-            _ => (settings.qemu_cpus, settings.qemu_mem_mib),
-        };
-        Self { cpus, mem_mib: mem.get() }
-    }
-
     /// vCPUs: the CPU limit rounded up, at most what the host and the engines have. Memory: the limit and what
     /// the guest itself needs. Where the spec has no limit the settings decide.
     pub(crate) fn of(spec: &Spec, kind: RuntimeKind, settings: &RuntimeSettings) -> Result<Self> {

@@ -187,6 +187,7 @@ impl Session {
         for name in ["BETA9_ROOT", "BETA9_CONFIG", "CONTAINER_RUNTIME"] {
             command.env_remove(name);
         }
+        command.default_signals();
         command
     }
 

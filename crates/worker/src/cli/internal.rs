@@ -1,9 +1,12 @@
 //! The hidden commands: processes that the worker and the supervisors start.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{RuntimeKind, RuntimeSettings};
 
@@ -12,6 +15,8 @@ use crate::error::chain;
 use crate::runtimes::Answer;
 use crate::terminal;
 
+/// How long what a probe left may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest description of a runtime that a probe reads.
 const MAX_SETTINGS: u64 = 1 << 20;
 
@@ -38,10 +43,23 @@ pub(super) fn probe(kind: RuntimeKind) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| failure("start an event loop", &e))?;
-    let answer = match runtime.block_on(beta9_microvm::probe(kind, &settings, &reaper)) {
+    let cgroup = Cgroup::at(format!("beta9/probe-{}", std::process::id()));
+    cgroup.create().map_err(|e| failure("start a probe", &e))?;
+    let answer = match runtime.block_on(beta9_microvm::probe(kind, &settings, &reaper, &cgroup)) {
         Ok(report) => Answer::Booted(report),
         Err(error) => Answer::Failed(error.chain()),
     };
+    let emptied = cgroup.kill(KILL_DEADLINE);
+    if let Err(error) = cgroup.remove() {
+        tracing::warn!(emptied, error = chain(&error), "the probe's cgroup could not be removed");
+    }
+    Cgroup::at("beta9").remove_if_empty();
     terminal::line(&serde_json::to_string(&answer).map_err(|e| failure("answer", &e))?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn share(args: Vec<OsString>) -> Outcome {
+    terminal::init_logging(0);
+    beta9_microvm::share::serve(args.into_iter()).map_err(|e| Failure::new(chain(&e)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -102,6 +102,13 @@ enum Command {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
     },
+    /// Serve one container's mounts to its VM. Started by its supervisor.
+    #[command(hide = true)]
+    Share {
+        /// What the file server of the microvm crate takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
 }
 
 /// A command that did not do what was asked: what to say, and the exit code.
@@ -143,6 +150,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
+        Command::Share { args } => internal::share(args),
         Command::Init(args) => init::run(args),
         command => client_command(&global, command),
     };
