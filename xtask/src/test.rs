@@ -83,15 +83,16 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
 fn tiers(project: &Project, options: &Options) -> Result<Vec<Tier>> {
     let path = project.path()?;
-    let test = |arguments: &[&str], environment: &[(&str, &str)]| {
+    let test = |arguments: &[&str], environment: &[(&str, &str)], flags: &[&str]| {
         let mut test = command(&cargo(), ["test", "--quiet", "--no-fail-fast"]);
         test.args(arguments).current_dir(project.root()).env("PATH", &path);
         test.envs(environment.iter().copied());
-        test.arg("--").args(&options.arguments);
+        test.arg("--").args(flags).args(&options.arguments);
         test
     };
     let testbed = |name: &str, environment: &[(&str, &str)]| {
-        test(&["--package", "beta9-testbed", "--test", name], environment)
+        // Of cargo's own word for it only the usual harness hears.
+        test(&["--package", "beta9-testbed", "--test", name], environment, &["--quiet"])
     };
     // What `setup` installs on every machine, so that a skip cannot hide there.
     let programs = ("BETA9_REQUIRE_RUNTIMES", "runc,gvisor");
@@ -101,8 +102,8 @@ fn tiers(project: &Project, options: &Options) -> Result<Vec<Tier>> {
         Tier {
             name: "crates",
             commands: vec![
-                test(&["--workspace", "--exclude", "beta9-testbed"], &[]),
-                test(&["--package", "beta9-testbed", "--lib"], &[]),
+                test(&["--workspace", "--exclude", "beta9-testbed"], &[], &[]),
+                test(&["--package", "beta9-testbed", "--lib"], &[], &[]),
             ],
         },
         Tier {
