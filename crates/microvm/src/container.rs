@@ -10,6 +10,7 @@ use rustix::process::Pid;
 
 use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
 use crate::sandbox::Sandbox;
+use crate::share::Share;
 
 pub(crate) struct MicrovmContainer {
     sandbox: Sandbox,
@@ -17,6 +18,7 @@ pub(crate) struct MicrovmContainer {
     vmm: Pid,
     directory: VmDirectory,
     cgroup: Cgroup,
+    share: Option<Share>,
 }
 
 impl MicrovmContainer {
@@ -26,8 +28,9 @@ impl MicrovmContainer {
         vmm: Pid,
         directory: VmDirectory,
         cgroup: Cgroup,
+        share: Option<Share>,
     ) -> Self {
-        Self { sandbox, id, vmm, directory, cgroup }
+        Self { sandbox, id, vmm, directory, cgroup, share }
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
@@ -55,7 +58,10 @@ impl Container for MicrovmContainer {
     }
 
     async fn delete(&mut self) -> Result<()> {
-        let stopped = self.sandbox.stop().await;
+        let mut stopped = self.sandbox.stop().await;
+        if let Some(share) = &self.share {
+            stopped = stopped.and(share.end().await);
+        }
         // Whatever the programs of the VM left behind; the cgroup is the container's alone.
         let ended = end_processes(&self.cgroup).await;
         stopped.and(ended)?;

@@ -24,6 +24,7 @@ mod guest_spec;
 mod probe;
 mod runtime;
 mod sandbox;
+pub mod share;
 mod sizing;
 
 use std::path::Path;

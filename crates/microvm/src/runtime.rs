@@ -1,5 +1,6 @@
 //! [`Microvm`]: a [`Runtime`] whose containers are VMs.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -18,6 +19,7 @@ use crate::engine::qemu::Qemu;
 use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
 use crate::guest_spec::{Stdin, refuse_unsupported, translate};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
+use crate::share::{Share, ShareProgram};
 use crate::sizing::VmSize;
 
 /// Processes and threads that the programs of one VM may have.
@@ -38,6 +40,7 @@ pub struct Microvm {
     settings: RuntimeSettings,
     reaper: Reaper,
     engine: Box<dyn Engine>,
+    share: ShareProgram,
 }
 
 impl Microvm {
@@ -53,7 +56,14 @@ impl Microvm {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
             }
         };
-        Ok(Self { kind, settings: settings.clone(), reaper, engine })
+        Ok(Self { kind, settings: settings.clone(), reaper, engine, share: ShareProgram::default() })
+    }
+
+    /// Replaces the program that serves host directories, which is this one with the argument `share`. What it is
+    /// started with goes to [`share::serve`](crate::share::serve).
+    pub fn with_share_program(mut self, program: PathBuf, arguments: Vec<OsString>) -> Self {
+        self.share = ShareProgram { program, arguments };
+        self
     }
 
     pub(crate) fn settings(&self) -> &RuntimeSettings {
@@ -72,7 +82,8 @@ impl Microvm {
         root_of(self.kind, &self.settings)
     }
 
-    fn kernel(&self) -> (PathBuf, PathBuf) {
+    /// Kernel and initramfs.
+    pub(crate) fn kernel(&self) -> (PathBuf, PathBuf) {
         match self.kind {
             RuntimeKind::Firecracker => {
                 (self.settings.firecracker_kernel.clone(), self.settings.firecracker_initrd())
@@ -129,12 +140,22 @@ impl Microvm {
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
-        let Listeners { control, stream, share: _ } = listeners;
+        let Listeners { control, stream, share: share_listener } = listeners;
+        // It gets ready while the guest boots.
+        let share = if mounts.is_empty() {
+            None
+        } else {
+            let dialer = vm.dialer;
+            Some(Share::start(&self.share, &host, &directory, &id, dialer, &mounts, share_listener)?)
+        };
         let deadlines = Deadlines::at(self.engine.pace());
         let accepting = Accepting { control, stream };
         let (sandbox, _kernel) =
             Sandbox::open(vm, accepting, id.clone(), cgroup.clone(), deadlines, &marks).await?;
-        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup);
+        if let Some(share) = &share {
+            share.ready().await?;
+        }
+        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share);
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)

@@ -50,7 +50,7 @@ impl Site {
 
     /// The same with more lines of YAML, indented by none, for the default pool and for its `container_runtime_config`.
     pub fn with_settings(pool: &str, runtime: &str) -> Result<Self> {
-        ensure!(geteuid().is_root(), "containers need root: run this as root");
+        let image = Self::requirements()?;
         let directory = tempfile::Builder::new()
             .prefix("b9-")
             .tempdir_in(PARENT)
@@ -65,13 +65,20 @@ impl Site {
             fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
         fs::write(site.config(), site.yaml(pool, runtime)).context("cannot write the configuration")?;
-        let image = images().join(IMAGE);
-        ensure!(image.exists(), "there is no {}: `cargo xtask setup` makes it", image.display());
         let image = image.into_os_string();
         site.command(["image".into(), "import".into(), "-t".into(), IMAGE.into(), image])
             .finish()?
             .ends_with(0)?;
         Ok(site)
+    }
+
+    /// What has to be there before containers can be tested at all; else what to do. Returns where the image is.
+    pub fn requirements() -> Result<PathBuf> {
+        ensure!(geteuid().is_root(), "containers need root: run this as root");
+        worker()?;
+        let image = images().join(IMAGE);
+        ensure!(image.exists(), "there is no {}: `cargo xtask setup` makes it", image.display());
+        Ok(image)
     }
 
     /// The worker's state directory.

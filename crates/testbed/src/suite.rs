@@ -44,6 +44,21 @@ impl Choice {
     }
 }
 
+impl Choice {
+    /// Whether there is what every test needs. Where it is not, that is said; and it is a failure if a runtime is
+    /// required.
+    fn can_begin(&self) -> Result<bool> {
+        match Site::requirements() {
+            Ok(_) => Ok(true),
+            Err(why) if self.required.is_empty() => {
+                println!("skipped: everything: {why:#}");
+                Ok(false)
+            }
+            Err(why) => Err(why),
+        }
+    }
+}
+
 fn runtimes(variable: &str) -> Result<Option<Vec<RuntimeKind>>> {
     let Ok(text) = std::env::var(variable) else { return Ok(None) };
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -83,6 +98,18 @@ pub fn faults() -> ExitCode {
     done(run_faults(&Arguments::from_args()))
 }
 
+/// Boots VMs in a row.
+pub fn boots() -> ExitCode {
+    match std::env::var("BETA9_BOOTS").map(|text| text.parse::<u32>()) {
+        Ok(Ok(count)) => done(run_boots(count)),
+        Ok(Err(error)) => done(Err(error).context("BETA9_BOOTS is not a number of boots")),
+        Err(_) => {
+            println!("skipped: BETA9_BOOTS does not say how many");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
 fn done(outcome: Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -98,7 +125,7 @@ fn run_stories(arguments: &Arguments) -> Result<bool> {
     let choice = Choice::from_environment()?;
     let names: Vec<_> = stories::all().map(|story| story.name).collect();
     let exclusions = exclusions::load(&names)?;
-    if arguments.list {
+    if arguments.list || !choice.can_begin()? {
         let all = choice
             .runtimes
             .iter()
@@ -198,7 +225,7 @@ fn skipped(runtime: RuntimeKind, stories: Vec<&'static Story>) -> Vec<Trial> {
 
 fn run_faults(arguments: &Arguments) -> Result<bool> {
     let choice = Choice::from_environment()?;
-    let available = if arguments.list {
+    let available = if arguments.list || !choice.can_begin()? {
         Vec::new()
     } else {
         let site = Site::prepare()?;
@@ -237,4 +264,33 @@ fn run_faults(arguments: &Arguments) -> Result<bool> {
     tally.add(&libtest_mimic::run(arguments, trials.collect()));
     println!("{tally}");
     Ok(tally.failed == 0)
+}
+
+/// Lost is one that does not end with its command's code, whatever happened.
+fn run_boots(count: u32) -> Result<bool> {
+    let choice = Choice::from_environment()?;
+    let vms: Vec<_> = choice.runtimes.into_iter().filter(|runtime| runtime.is_microvm()).collect();
+    let site = Site::prepare()?;
+    let watch = site.watch()?;
+    let works = |found: &Availability| found.detail.is_ok() && vms.contains(&found.runtime);
+    let found = site.survey()?.into_iter().find(works).context("no runtime that boots VMs works here")?;
+    let world = World::new(&site, found.runtime, "boot");
+    let (mut times, mut lost) = (Vec::new(), 0);
+    for number in 1..=count {
+        match world.shell("exit 42").and_then(|finished| finished.ends_with(42)) {
+            Ok(finished) => times.push(finished.took),
+            Err(error) => {
+                lost += 1;
+                println!("boot {number} was lost: {error:#}");
+            }
+        }
+    }
+    times.sort_unstable();
+    if let (Some(median), Some(slowest)) = (times.get(times.len() / 2), times.last()) {
+        println!("median {:.1} s, slowest {:.1} s", median.as_secs_f64(), slowest.as_secs_f64());
+    }
+    let leaks = watch.settle(SETTLE)?;
+    print!("{leaks}");
+    println!("{} boots of {}: {} passed, {lost} failed, 0 skipped", count, found.runtime, times.len());
+    Ok(lost == 0 && leaks.is_empty())
 }

@@ -24,7 +24,7 @@ pub(crate) struct VmDirectory {
 }
 
 /// Files that tell why a start failed; they outlive it.
-const KEPT: [&str; 4] = ["firecracker.log", "qemu.log", "vsock.log", "console.log"];
+const KEPT: [&str; 5] = ["firecracker.log", "qemu.log", "vsock.log", "console.log", "share.log"];
 /// Says that the container's process was executed, so what came later was not a failed start.
 const STARTED: &str = "started";
 

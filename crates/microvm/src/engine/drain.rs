@@ -29,6 +29,8 @@ pub(crate) struct Tail {
     bytes: Arc<Mutex<VecDeque<u8>>>,
     /// How many drains still fill it.
     open: Arc<watch::Sender<usize>>,
+    /// Changes with every byte that comes in.
+    grown: Arc<watch::Sender<()>>,
 }
 
 impl Tail {
@@ -37,12 +39,23 @@ impl Tail {
         kept.extend(bytes);
         let excess = kept.len().saturating_sub(TAIL);
         kept.drain(..excess);
+        drop(kept);
+        self.grown.send_replace(());
     }
 
     /// Comes back when nothing more will be written.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         // The sender lives in `self`.
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// Comes back when `line` is among what is kept.
+    pub(crate) async fn says(&self, line: &str) {
+        let mut grown = self.grown.subscribe();
+        while !self.text().lines().any(|said| said == line) {
+            // The sender lives in `self`.
+            let _ = grown.changed().await;
+        }
     }
 
     /// What is kept, as text without control characters.

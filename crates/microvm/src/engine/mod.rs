@@ -101,9 +101,6 @@ impl Console {
 /// What a program starts and ends VMs with.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync {
-    /// The program and how it runs guest code, as reports show it.
-    fn describe(&self) -> String;
-
     /// How much longer than on hardware everything takes.
     fn pace(&self) -> Pace;
 

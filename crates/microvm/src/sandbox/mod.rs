@@ -125,7 +125,7 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// Waits for the guest of a started VM to report, and hands both to a task of their own.
     ///
-    /// On failure, and when this is cancelled, the VM is killed.
+    /// On failure the VM is gone; when this is cancelled, it is killed.
     pub(crate) async fn open(
         vm: Vm,
         listeners: Accepting,
@@ -135,7 +135,13 @@ impl Sandbox {
         marks: &Marks,
     ) -> Result<(Self, GuestKernel)> {
         let Accepting { control, stream } = listeners;
-        let (control, kernel) = handshake::greet(&vm, control, &container, deadlines.boot).await?;
+        let (control, kernel) = match handshake::greet(&vm, control, &container, deadlines.boot).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                vm.stop(Duration::ZERO).await?;
+                return Err(error);
+            }
+        };
         marks.reach(Phase::GuestReady);
         let (requests, queue) = mpsc::channel(8);
         let (status, seen) = watch::channel(Status::default());

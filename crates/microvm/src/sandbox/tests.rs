@@ -110,6 +110,9 @@ impl Bench {
     }
 }
 
+/// What a guest does.
+type Script = fn(Guest);
+
 /// The guest's side, as `beta9-vm-init` would speak it.
 struct Guest {
     path: PathBuf,
@@ -244,7 +247,7 @@ async fn an_honest_guest_from_greeting_to_shutdown() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn guests_that_do_not_greet_are_not_waited_for() {
-    let cases: [(fn(Guest), &str); 5] = [
+    let cases: [(Script, &str); 5] = [
         (|guest| guest.linger(), "did not report within 3 s"),
         (drop, "closed the control connection without a greeting"),
         (|mut guest| guest.say(&FromGuest::Created { container: id() }), "began with something else"),
@@ -287,7 +290,7 @@ async fn a_start_that_fails_in_the_guest_keeps_its_kind() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn hostile_guests_lose_their_vm_and_the_verdict_says_why() {
-    let cases: [(fn(Guest), &str); 9] = [
+    let cases: [(Script, &str); 9] = [
         (
             |mut guest| {
                 let exit = GuestExit { code: 0, signal: 0, oom: false, stdout_bytes: 0, stderr_bytes: 0 };

@@ -1,5 +1,7 @@
 //! A root file system, a kernel, and one container at a time in a real VM.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
@@ -98,7 +100,10 @@ impl Fixture {
     }
 
     pub(crate) fn runtime(&self) -> Microvm {
-        Microvm::new(self.kind, &self.settings, self.reaper.clone()).unwrap()
+        let share = std::env::current_exe().unwrap().parent().unwrap().join("../examples/share");
+        Microvm::new(self.kind, &self.settings, self.reaper.clone())
+            .unwrap()
+            .with_share_program(share, Vec::new())
     }
 
     /// Where the VM of `id` lives.
@@ -258,6 +263,18 @@ impl Running {
         eprintln!("{}: gone after {:?}; {:?}", self.id.short(), began.elapsed(), self.timeline());
         let _ = writer.join().unwrap();
         Outcome { exit, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+    }
+
+    /// Waits until the container has said `text`.
+    pub(crate) async fn wait_for(&mut self, text: &'static str) {
+        let mut stdout = self.stdout.as_ref().unwrap().try_clone().unwrap();
+        // A thread of its own: this one carries the container's streams.
+        let heard = tokio::task::spawn_blocking(move || {
+            let mut heard = vec![0; text.len()];
+            stdout.read_exact(&mut heard).map(|()| heard)
+        });
+        let heard = timeout(DEADLINE, heard).await.unwrap().unwrap().unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard), text);
     }
 
     /// Milliseconds between the marks.

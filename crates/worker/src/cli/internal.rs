@@ -1,5 +1,6 @@
 //! The hidden commands: processes that the worker and the supervisors start.
 
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,5 +44,11 @@ pub(super) fn probe(kind: RuntimeKind) -> Outcome {
         Err(error) => Answer::Failed(error.chain()),
     };
     terminal::line(&serde_json::to_string(&answer).map_err(|e| failure("answer", &e))?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves host directories to a guest. Its stderr and exit code go to the supervisor that started it.
+pub(super) fn share(arguments: Vec<OsString>) -> Outcome {
+    beta9_microvm::share::serve(arguments.into_iter()).map_err(|e| Failure::new(e.chain()))?;
     Ok(ExitCode::SUCCESS)
 }

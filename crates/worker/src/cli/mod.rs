@@ -14,6 +14,7 @@ mod serve;
 mod status;
 mod table;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -102,6 +103,13 @@ enum Command {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
     },
+    /// Serves the host directories of one microVM container to its guest.
+    #[command(hide = true)]
+    Share {
+        /// What `beta9_microvm::share::serve` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// A command that did not do what was asked: what to say, and the exit code.
@@ -143,6 +151,7 @@ pub(crate) fn main() -> ExitCode {
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
+        Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),
         command => client_command(&global, command),
     };

@@ -79,10 +79,6 @@ impl Firecracker {
 
 #[async_trait]
 impl Engine for Firecracker {
-    fn describe(&self) -> String {
-        format!("{} accel=kvm", self.bin.display())
-    }
-
     fn pace(&self) -> Pace {
         self.pace
     }

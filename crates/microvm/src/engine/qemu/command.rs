@@ -19,15 +19,6 @@ pub(crate) enum Accel {
     Tcg,
 }
 
-impl Accel {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Kvm(_) => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
-
 /// The vsock device's program serves one guest and runs in the VM's directory.
 pub(super) fn vsock_arguments() -> [String; 2] {
     ["--vm".to_owned(), format!("guest-cid={GUEST_CID},uds-path={VSOCK},socket={VHOST_SOCKET}")]

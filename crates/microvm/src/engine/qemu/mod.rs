@@ -78,6 +78,14 @@ impl Qemu {
             log.try_clone().map_err(|e| crate::failed("open", &directory.path().join(VSOCK_LOG), e))?;
         drain(outputs.stdout, log, tail.clone())?;
         drain(outputs.stderr, second, tail.clone())?;
+        let outcome = self.await_vsock(&process, listening, &tail).await;
+        if outcome.is_err() {
+            process.end().await?;
+        }
+        outcome.map(|()| process)
+    }
+
+    async fn await_vsock(&self, process: &Process, listening: Appearance, tail: &Tail) -> Result<()> {
         let said = || tail.excerpt().map(|text| format!(": {text}")).unwrap_or_default();
         tokio::select! {
             biased;
@@ -87,7 +95,7 @@ impl Qemu {
                 Err(Error::new(ErrorKind::Unavailable, text))
             }
             appeared = tokio::time::timeout(VSOCK_DEADLINE, listening.wait()) => match appeared {
-                Ok(appeared) => appeared.map(|()| process),
+                Ok(appeared) => appeared,
                 Err(_) => {
                     let seconds = VSOCK_DEADLINE.as_secs();
                     let text = format!("{} did not listen within {seconds} s{}", self.vsock_bin.display(), said());
@@ -100,10 +108,6 @@ impl Qemu {
 
 #[async_trait]
 impl Engine for Qemu {
-    fn describe(&self) -> String {
-        format!("{} accel={}", self.bin.display(), self.accel.as_str())
-    }
-
     fn pace(&self) -> Pace {
         match self.accel {
             Accel::Kvm(pace) => pace,
@@ -125,7 +129,13 @@ impl Engine for Qemu {
         let mut command = Command::new(&self.bin);
         command.args(command::qemu_arguments(config, self.accel, tsc_khz));
         command.current_dir(config.directory.path()).env_clear();
-        let (vmm, outputs) = Process::spawn(host, "qemu", command, Stdio::null())?;
+        let (vmm, outputs) = match Process::spawn(host, "qemu", command, Stdio::null()) {
+            Ok(started) => started,
+            Err(error) => {
+                vsock.end().await?;
+                return Err(error);
+            }
+        };
         let (console, log) = (Tail::default(), Tail::default());
         drain(outputs.stdout, config.directory.file(CONSOLE_LOG)?, console.clone())?;
         drain(outputs.stderr, config.directory.file(QEMU_LOG)?, log.clone())?;
