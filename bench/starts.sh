@@ -19,7 +19,10 @@ cleanup() {
     rm -rf "$place"
 }
 trap cleanup EXIT
-timeout 200 tail -n +1 -F --pid="$serve" "$place/worker.log" 2>/dev/null | grep -q -m 1 'worker is serving'
+for ((tries = 0; tries < 100; tries++)); do
+    grep -q 'worker is serving' "$place/worker.log" && break
+    sleep 0.1
+done
 "${worker[@]}" status >/dev/null
 
 # The bundle of one of our own containers, with a root of the same kind.
