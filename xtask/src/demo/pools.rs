@@ -116,7 +116,9 @@ impl Row {
             Some(EXIT_CODE) if ran.output.lines().last() == Some(LAST_LINE) => None,
             Some(EXIT_CODE) => Some(format!("the program in pool {name} printed something else")),
             Some(code) => {
-                Some(format!("the program in pool {name} ended with {code} instead of {EXIT_CODE}"))
+                let said = ran.errors.trim();
+                let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+                Some(format!("the program in pool {name} ended with {code} instead of {EXIT_CODE}{said}"))
             }
             None => Some(format!("the program in pool {name} has no exit code")),
         }
