@@ -16,11 +16,11 @@ mod process;
 pub(crate) mod qemu;
 mod socket;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use beta9_runtime::{Error, ErrorKind, Result};
+use beta9_runtime::{Error, ErrorKind, Result, find_program};
 use beta9_sys::reaper::ChildExit;
 use beta9_types::VmId;
 use rustix::process::Pid;
@@ -96,6 +96,12 @@ impl Console {
             Self::Verbose => "console=ttyS0 loglevel=7",
         }
     }
+}
+
+/// A program by its path. Engines run without an environment, so nobody looks along `PATH` for them later. One that
+/// is not there keeps its name for the error.
+fn located(program: &Path) -> PathBuf {
+    find_program(program).unwrap_or_else(|| program.to_owned())
 }
 
 /// What a program starts and ends VMs with.

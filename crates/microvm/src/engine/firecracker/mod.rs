@@ -39,7 +39,7 @@ pub(crate) struct Firecracker {
 
 impl Firecracker {
     pub(crate) fn new(settings: &RuntimeSettings) -> Self {
-        Self { bin: settings.firecracker_bin.clone(), pace: Pace::of_kvm() }
+        Self { bin: super::located(&settings.firecracker_bin), pace: Pace::of_kvm() }
     }
 
     fn command(&self, config: &VmConfig) -> Command {

@@ -42,8 +42,8 @@ impl Qemu {
             QemuAccel::Tcg | QemuAccel::Auto => Accel::Tcg,
         };
         Self {
-            bin: settings.qemu_bin.clone(),
-            vsock_bin: settings.vhost_device_vsock_bin.clone(),
+            bin: super::located(&settings.qemu_bin),
+            vsock_bin: super::located(&settings.vhost_device_vsock_bin),
             accel,
             first_sample: TscSample::now(),
         }
