@@ -19,7 +19,7 @@ use rustix::fs::Mode;
 use super::{
     Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Tail, VSOCK, Vm, VmConfig, drain,
 };
-use super::{GUEST_CID, VmDirectory};
+use super::{COMMON_KERNEL_ARGS, GUEST_CID, VmDirectory};
 use api::{Action, BootSource, Drive, Entropy, MachineConfig, Vsock};
 use client::Client;
 
@@ -136,7 +136,7 @@ fn open_log_pipe(directory: &VmDirectory) -> Result<std::os::fd::OwnedFd> {
 fn kernel_arguments(console: Console) -> String {
     let console = console.kernel_args();
     format!(
-        "{console} reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce random.trust_cpu=on"
+        "{console} reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce {COMMON_KERNEL_ARGS}"
     )
 }
 

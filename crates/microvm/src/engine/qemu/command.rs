@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use super::super::{Drive, DriveAccess, GUEST_CID, Pace, VSOCK, VmConfig};
+use super::super::{COMMON_KERNEL_ARGS, Drive, DriveAccess, GUEST_CID, Pace, VSOCK, VmConfig};
 use super::VHOST_SOCKET;
 
 /// QEMU's cap on translated code under TCG; by default it takes up to 1 GiB.
@@ -47,7 +47,7 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
     arguments.pair("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on"));
     arguments.pair("-kernel", &config.kernel);
     arguments.pair("-initrd", &config.initrd);
-    arguments.pair("-append", kernel_arguments(config, tsc_khz));
+    arguments.pair("-append", kernel_arguments(config, accel, tsc_khz));
     arguments.pair("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}"));
     arguments.pair("-device", "vhost-user-vsock-device,chardev=vsock");
     arguments.pair("-device", "virtio-rng-device");
@@ -65,8 +65,12 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
 }
 
 /// `reboot=t` is the one way out of this machine that is immediate.
-fn kernel_arguments(config: &VmConfig, tsc_khz: Option<u64>) -> String {
-    let mut line = format!("{} reboot=t panic=-1 random.trust_cpu=on", config.console.kernel_args());
+fn kernel_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u64>) -> String {
+    let mut line = format!("{} reboot=t panic=-1 {COMMON_KERNEL_ARGS}", config.console.kernel_args());
+    if accel == Accel::Tcg {
+        // A kernel that patches itself for one processor throws away code that was just translated.
+        line.push_str(" noreplace-smp");
+    }
     if let Some(khz) = tsc_khz {
         line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable"));
     }
