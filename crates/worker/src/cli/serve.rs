@@ -51,6 +51,8 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
         tracing::Level::INFO
     };
     beta9_logging::init(args.log_format, level).map_err(|e| Failure::new(e.to_string()))?;
+    // Before anybody can know that we serve: being told to stop is never missed.
+    let stop = stop_signal()?;
     let root = setup.root.clone();
     let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?);
     let listener = listen(&root).await?;
@@ -62,7 +64,6 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     if let Some(address) = args.metrics {
         metrics::serve(address, Arc::clone(&worker)).await?;
     }
-    let stop = stop_signal()?;
     service::router(worker)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
