@@ -71,13 +71,6 @@ impl Error {
 
     /// The message and its causes in one line, the way it is shown to a user.
     pub fn chain(&self) -> String {
-        let mut line = self.message.clone();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
+        beta9_types::chain(self)
     }
 }

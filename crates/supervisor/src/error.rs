@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use beta9_types::chain;
+
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -52,16 +54,4 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }

@@ -4,6 +4,7 @@
 //! Nothing here performs I/O, and every type that comes from outside has exactly one parser, used by
 //! `FromStr` and by serde alike, so a value that exists is a value that was checked.
 
+mod chain;
 mod digest;
 mod exit;
 mod id;
@@ -15,6 +16,7 @@ mod settings;
 mod size;
 mod state;
 
+pub use chain::chain;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};

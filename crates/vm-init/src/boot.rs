@@ -10,9 +10,10 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::chroot;
 
-use crate::failure::{Context, Result, chain};
+use crate::failure::{Context, Result};
 use crate::modules::Modules;
 use crate::report;
+use beta9_types::chain;
 
 /// Where a container's mounts and directories are.
 pub(crate) const CONTAINERS: &str = "/run/beta9";

@@ -11,8 +11,8 @@ use beta9_wire::{CONTROL_PORT, Frame, FromGuest, PROTOCOL_VERSION, ToGuest, deco
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
-use crate::failure::chain;
 use crate::report;
+use beta9_types::chain;
 
 /// How long the host has to answer the first message, counted from the first try.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);

@@ -24,24 +24,13 @@ impl Failure {
 
     /// Preparing failed: `what` was tried, `source` is the answer.
     pub(crate) fn setup(what: impl Display, source: &dyn Error) -> Self {
-        Self::new(StartFailure::Setup, format!("{what}: {}", chain(source)))
+        Self::new(StartFailure::Setup, format!("{what}: {}", beta9_types::chain(source)))
     }
 
     /// The host asked for something that makes no sense.
     pub(crate) fn refused(message: impl Into<String>) -> Self {
         Self::new(StartFailure::Setup, message)
     }
-}
-
-/// An error and what caused it, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        message.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    message
 }
 
 /// The result of a step towards a running container.

@@ -13,9 +13,9 @@ use beta9_wire::{FromGuest, StartFailure, ToGuest};
 
 use crate::container::{self, Event, Order};
 use crate::control::{self, Reports, Requests};
-use crate::failure::chain;
 use crate::modules::Modules;
 use crate::{boot, report};
+use beta9_types::chain;
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
 const MAX_WAITING: usize = 64;

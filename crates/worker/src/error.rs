@@ -1,6 +1,7 @@
 use std::error::Error as StdError;
 
 use beta9_types::ParseError;
+pub(crate) use beta9_types::chain;
 
 /// What kind of failure it is. Each has one gRPC status and one exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +88,4 @@ impl From<Error> for tonic::Status {
         };
         Self::new(code, chain(&error))
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }

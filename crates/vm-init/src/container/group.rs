@@ -92,7 +92,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.kill(Duration::from_secs(2));
         if let Err(error) = self.cgroup.remove() {
-            crate::report::warn(&crate::failure::chain(&error));
+            crate::report::warn(&beta9_types::chain(&error));
         }
     }
 }
