@@ -6,13 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use beta9_sys::vsock;
-use beta9_types::ContainerId;
+use beta9_types::{ContainerId, chain};
 use beta9_wire::{CONTROL_PORT, Frame, FromGuest, PROTOCOL_VERSION, ToGuest, decode, encode, read_frame};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::report;
-use beta9_types::chain;
 
 /// How long the host has to answer the first message, counted from the first try.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);

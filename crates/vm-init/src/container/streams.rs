@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use beta9_types::ContainerId;
+use beta9_types::{ContainerId, chain};
 use beta9_wire::{Error, Frame, MAX_DATA, STREAM_PORT, StreamControl, StreamKind, StreamOpen};
 use beta9_wire::{decode, read_frame, write_data, write_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::control;
-use crate::failure::{Context, Result, chain};
+use crate::failure::{Context, Result};
 use crate::report;
 
 /// How long the host has to say that it has everything.
