@@ -102,7 +102,9 @@ pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reape
             let booted = boot(kind, &settings, reaper).await.map_err(|error| kvm_cannot_boot(&error))?;
             (QemuAccel::Kvm, None, booted)
         }
-        (_, QemuAccel::Tcg) => (QemuAccel::Tcg, None, boot(kind, &settings, reaper).await?),
+        (_, QemuAccel::Tcg) => {
+            (QemuAccel::Tcg, None, boot(kind, &settings, reaper).await.map_err(cannot_boot)?)
+        }
         (_, QemuAccel::Auto) => boot_best(kind, &settings, reaper).await?,
     };
     Ok(ProbeReport {
@@ -131,7 +133,7 @@ async fn boot_best(
     match kvm {
         Ok(booted) => Ok((QemuAccel::Kvm, None, booted)),
         Err(error) => {
-            let booted = boot(kind, &with(QemuAccel::Tcg), reaper).await?;
+            let booted = boot(kind, &with(QemuAccel::Tcg), reaper).await.map_err(cannot_boot)?;
             Ok((QemuAccel::Tcg, Some(error.chain()), booted))
         }
     }
@@ -207,6 +209,12 @@ fn kvm_cannot_boot(error: &Error) -> Error {
         error.chain()
     );
     Error::new(ErrorKind::Unavailable, text)
+}
+
+fn cannot_boot(error: Error) -> Error {
+    let text =
+        "a VM did not boot, in software: check that kernel and initramfs are those that belong together";
+    Error::caused(ErrorKind::Unavailable, text, error)
 }
 
 struct Booted {

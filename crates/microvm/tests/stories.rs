@@ -1,4 +1,8 @@
-//! What a container in a VM does, on the real engines. Firecracker's stories are skipped without a usable KVM.
+//! What a container in a VM does, on a real engine: QEMU in software, or Firecracker with `BETA9_ENGINE=firecracker`,
+//! which needs a KVM that boots kernels.
+//!
+//! They need root and a guest (`cargo xtask guest`, or `BETA9_GUEST_DIR`). Programs are those in `PATH` unless
+//! `BETA9_FIRECRACKER` or `BETA9_VHOST_DEVICE_VSOCK` name others.
 
 mod common;
 

@@ -21,6 +21,9 @@ use tokio::time::timeout;
 /// Nothing here takes longer, on any machine that is not stuck.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Fixtures' directories: this and the process's id.
+const ROOT_PREFIX: &str = "beta9-microvm-test-";
+
 const APPLETS: [&str; 24] = [
     "sh", "cat", "echo", "id", "ls", "mount", "sleep", "kill", "true", "head", "dd", "tr", "wc", "hostname",
     "touch", "rm", "mkdir", "stat", "env", "sync", "seq", "grep", "ln", "mv",
@@ -71,7 +74,8 @@ impl Fixture {
                 return Err(format!("no {name} ({program})"));
             }
         }
-        let root = std::env::temp_dir().join(format!("beta9-microvm-test-{}", std::process::id()));
+        sweep();
+        let root = std::env::temp_dir().join(format!("{ROOT_PREFIX}{}", std::process::id()));
         std::fs::create_dir_all(&root).map_err(|e| e.to_string())?;
         let vsock =
             std::env::var_os("BETA9_VHOST_DEVICE_VSOCK").map_or("vhost-device-vsock".into(), PathBuf::from);
@@ -109,6 +113,17 @@ impl Fixture {
     /// Where the VM of `id` lives.
     pub(crate) fn vm_directory(&self, id: &ContainerId) -> PathBuf {
         self.root.join("vms").join(id.as_str())
+    }
+}
+
+/// Removes what earlier runs left: a fixture lives as long as its process, which has no end of its own to do it at.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(pid) = name.strip_prefix(ROOT_PREFIX) else { continue };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
