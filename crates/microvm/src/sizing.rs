@@ -6,8 +6,8 @@ use oci_spec::runtime::Spec;
 
 use crate::guest_spec::{cpu_limit, memory_limit};
 
-/// What the guest's kernel and init use beside the container: measured 57 MiB for a stock kernel at 512 MiB, of
-/// which page structures grow with the size; the rest is room for page cache and slabs.
+/// What the guest's kernel and init use beside the container: an estimate, with room for page cache and slabs. A
+/// limit of 64 MiB works with it, which the stories show.
 const GUEST_OVERHEAD_MIB: u64 = 128;
 /// Firecracker's own limit.
 const MAX_CPUS: u64 = 32;

@@ -277,6 +277,9 @@ impl Running {
         self.delete().await;
         eprintln!("{}: gone after {:?}; {:?}", self.id.short(), began.elapsed(), self.timeline());
         let _ = writer.join().unwrap();
+        // Other stories run beside this one, so only its own directory counts.
+        let directory = self.scratch.with_file_name("vms").join(self.id.as_str());
+        assert!(!directory.exists(), "{} is left", directory.display());
         Outcome { exit, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     }
 
