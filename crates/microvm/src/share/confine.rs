@@ -14,21 +14,29 @@ use rustix::mount::{
 };
 use rustix::process::{DumpableBehavior, Resource, Rlimit, pivot_root, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use super::ROOT;
 use super::server::Export;
 
 /// Where the exports are below the new root; the file system that is served.
 const EXPORTS: &str = "exports";
-/// What a file server does in the name of the guest's users. Not among them: device nodes, tracing, mounting,
-/// and opening files by handle, which would reach past the exports.
+/// What a file server does in the name of the guest's users. Not among them: device nodes, tracing and mounting.
+/// `DAC_READ_SEARCH` is for hard links, which are made from an open file: before Linux 6.10 linkat(2) with
+/// `AT_EMPTY_PATH` needs it. It would also open files by handle, past the exports, which [`FORBIDDEN`] prevents.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETFCAP);
+/// System calls that fail with EPERM whatever capabilities there are: open_by_handle_at(2) reaches every file of a
+/// file system that one export is on.
+const FORBIDDEN: [i64; 1] = [SYS_OPEN_BY_HANDLE_AT];
+/// Its number on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+const SYS_OPEN_BY_HANDLE_AT: i64 = 304;
 /// Every file that the guest's kernel knows costs a descriptor here.
 const MAX_FILES: u64 = 1 << 20;
 
@@ -195,6 +203,7 @@ fn give_up_rights() -> Result<()> {
         .map_err(|e| step("forbid core files", e))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| step("forbid tracing", e))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| step("forbid new privileges", e))?;
+    forbid_calls()?;
     for capability in CapabilitySet::all().difference(KEPT).iter() {
         // The kernel does not know every one that this library does.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
@@ -204,9 +213,38 @@ fn give_up_rights() -> Result<()> {
     set_capabilities(None, sets).map_err(|e| step("drop capabilities", e))
 }
 
+/// Only this thread is filtered; the workers that it starts later inherit the filter.
+fn forbid_calls() -> Result<()> {
+    let failed = |e: seccompiler::Error| Error::caused(ErrorKind::Failed, "filter system calls", e);
+    let rules = FORBIDDEN.map(|number| (number, Vec::new())).into_iter().collect();
+    let refuse = SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error().unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64)
+        .map_err(|e| failed(e.into()))?;
+    let program = BpfProgram::try_from(filter).map_err(|e| failed(e.into()))?;
+    seccompiler::apply_filter(&program).map_err(failed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_cannot_be_opened_by_handle() {
+        // Programs inherit the filter of the thread that starts them; perl is in every Debian.
+        let errno = || {
+            let script = format!("syscall({SYS_OPEN_BY_HANDLE_AT}, -1, 0, 0); print $! + 0");
+            let output = std::process::Command::new("perl").args(["-e", &script]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap().parse::<i32>().unwrap()
+        };
+        let refused = rustix::io::Errno::PERM.raw_os_error();
+        assert_ne!(errno(), refused, "without the filter only the arguments are wrong");
+        let filtered = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            forbid_calls().unwrap();
+            errno()
+        });
+        assert_eq!(filtered.join().unwrap(), refused);
+    }
 
     #[test]
     fn mount_points_are_unescaped() {
