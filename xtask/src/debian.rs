@@ -101,10 +101,10 @@ fn only_file(directory: &Path) -> Result<PathBuf> {
     Ok(first.path())
 }
 
-/// Where this machine's apt gets the suite `suite` of Debian from, for example `http://mirror.example/debian`.
-pub(crate) fn mirror(suite: &str) -> String {
+/// Where this machine's apt gets the suite `suite` of Debian from; debootstrap has a place of its own where it says none.
+pub(crate) fn mirror(suite: &str) -> Option<String> {
     let known = output(&mut command("apt-get", ["indextargets", "--format", "$(RELEASE) $(REPO_URI)"]));
     let known = known.unwrap_or_default();
     let found = known.lines().find_map(|line| line.strip_prefix(suite)?.strip_prefix(' '));
-    found.unwrap_or("http://mirror.example/debian").trim_end_matches('/').to_owned()
+    found.map(|mirror| mirror.trim_end_matches('/').to_owned())
 }

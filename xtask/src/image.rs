@@ -101,7 +101,7 @@ const UNNEEDED: &[&str] = &[
 
 fn debian_tree(tree: &Path) -> Result<()> {
     let options = ["--variant=minbase", "--include=python3", SUITE];
-    output(command("debootstrap", options).arg(tree).arg(debian::mirror(SUITE)))?;
+    output(command("debootstrap", options).arg(tree).args(debian::mirror(SUITE)))?;
     for directory in UNNEEDED {
         empty(&tree.join(directory))?;
     }
