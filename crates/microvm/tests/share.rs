@@ -183,11 +183,13 @@ fn the_process_has_given_up_its_rights() {
     let status = std::fs::read_to_string(proc.join("status")).unwrap();
     let field =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-    // chown, dac_override, fowner, fsetid, setgid, setuid, setfcap
-    assert_eq!(field("CapEff:"), "00000000800000db");
-    assert_eq!(field("CapPrm:"), "00000000800000db");
-    assert_eq!(field("CapBnd:"), "00000000800000db");
+    // chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, setfcap
+    assert_eq!(field("CapEff:"), "00000000800000df");
+    assert_eq!(field("CapPrm:"), "00000000800000df");
+    assert_eq!(field("CapBnd:"), "00000000800000df");
     assert_eq!(field("NoNewPrivs:"), "1");
+    // SECCOMP_MODE_FILTER: no file is opened by handle.
+    assert_eq!(field("Seccomp:"), "2");
     let mounts = std::fs::read_to_string(proc.join("mountinfo")).unwrap();
     let points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     assert_eq!(points, ["/", "/exports/0", "/exports/1", "/exports/2/note", "/proc/self/fd"]);
