@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use beta9_runtime::{ContainerStdio, Error, ErrorKind, Result};
+use beta9_sys::command::CommandExtra;
 use beta9_sys::reaper::{ChildExit, Reaper};
 use beta9_types::ContainerId;
 use rustix::process::{Pid, Signal};
@@ -105,6 +106,9 @@ impl Program {
     }
 
     async fn run(&self, reaper: &Reaper, mut command: Command, subcommand: &str) -> Result<ChildExit> {
+        // A supervisor that dies takes it along: nothing appears after whoever cleans up has looked. What it has started
+        // by then is in the container's cgroup.
+        command.die_with_parent();
         let (sender, exited) = oneshot::channel();
         let child = reaper
             .spawn(&mut command, move |exit| {
