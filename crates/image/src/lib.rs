@@ -13,6 +13,7 @@
 //! Refused: whatever does not have its announced digest, images for other machines, and layers that break the rules
 //! of [`Limits`] or try to reach out of their root (see the `apply` module). Nothing is fetched from a network.
 
+mod ahead;
 mod apply;
 mod blobs;
 mod block;

@@ -1,4 +1,3 @@
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,14 +7,14 @@ use beta9_types::{Digest, ImageReference};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
 
 use crate::apply::{Applier, Limits};
-use crate::blobs::{Blobs, Digesting, parse_document};
+use crate::ahead::read_layers;
+use crate::blobs::{Blobs, parse_document};
 use crate::block::{self, BlockFormat, BlockImage};
-use crate::compression::decompressed;
 use crate::image::{Image, Layer};
 use crate::index::{self, Record};
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::progress::{Meter, Metered, Progress, Step, Unwatched};
+use crate::progress::{Meter, Progress, Step, Unwatched};
 use crate::source::{self, Target};
 use crate::{Error, ErrorKind, Result, scratch};
 
@@ -156,36 +155,17 @@ impl Store {
         let mut applier = Applier::new(temporary.path(), self.limits)?;
         let total = image.layers.iter().map(|layer| layer.size).sum();
         let mut meter = Meter::start(&*self.progress, Step::Unpack, Some(total));
-        for layer in &image.layers {
-            self.unpack(&mut applier, layer, &mut meter).map_err(|e| {
-                let message = format!("cannot unpack image {}", image.reference);
-                Error::caused(e.kind(), message, e)
-            })?;
-        }
+        let unpacked =
+            read_layers(&self.blobs(), &image.layers, &mut meter, |_, layer| applier.layer(layer));
+        unpacked.map_err(|e| {
+            let message = format!("cannot unpack image {}", image.reference);
+            Error::caused(e.kind(), message, e)
+        })?;
         applier.finish()?;
         temporary.publish_tree(&place)?;
         let elapsed_ms = started.elapsed().as_millis();
         tracing::info!(image = %image.reference, digest = %image.digest, elapsed_ms, "image unpacked");
         Ok(place)
-    }
-
-    fn unpack(&self, applier: &mut Applier, layer: &Layer, meter: &mut Meter<'_>) -> Result<()> {
-        let blob = self.blobs().open(&layer.digest)?;
-        let reader = BufReader::with_capacity(256 << 10, Metered { reader: blob, meter });
-        let plain = decompressed(reader).map_err(|e| {
-            Error::stream(ErrorKind::Invalid, format!("cannot read the layer {}", layer.digest), e)
-        })?;
-        let mut plain = Digesting::new(plain);
-        applier.layer(&mut plain)?;
-        let found = plain.finish();
-        if found == layer.diff_id {
-            return Ok(());
-        }
-        let message = format!(
-            "layer {} decompresses to {found} where the image says {}; import the image again",
-            layer.digest, layer.diff_id
-        );
-        Err(Error::new(ErrorKind::Mismatch, message))
     }
 
     /// The image's root file system as one read-only file: made once, from the tree, shared by all.
@@ -230,7 +210,7 @@ impl Store {
     }
 
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: &self.layout, max_layer: self.limits.bytes }
+        Blobs { layout: &self.layout, limits: self.limits }
     }
 
     fn load(&self, record: &Record) -> Result<Image> {

@@ -494,7 +494,7 @@ fn broken_and_unknown_entries_are_named() {
         Tree::refused(vec![layer().with(LayerBuilder::header(EntryType::new(b'V'), "volume"), b"")]);
     assert_eq!(kind, ErrorKind::Invalid);
     assert!(chain.contains("'V'") && chain.contains("volume"), "{chain}");
-    let (kind, chain) = Tree::refused(vec![layer().pax(&[("GNU.sparse.major", b"1")]).file("s", "")]);
+    let (kind, chain) = Tree::refused(vec![layer().pax(&[("GNU.sparse.major", b"2")]).file("s", "")]);
     assert_eq!(kind, ErrorKind::Unsupported);
     assert!(chain.contains("--sparse"), "{chain}");
     let mut owner = LayerBuilder::header(EntryType::Regular, "owner");
