@@ -81,7 +81,9 @@ impl Blobs<'_> {
         let diff_id = match compression {
             // What is stored is what is hashed.
             Compression::Plain => None,
-            _ => Some(self.digest_of(decompressed(&mut tee, self.limits.ratio).map_err(broken)?).map_err(broken)?),
+            _ => Some(
+                self.digest_of(decompressed(&mut tee, self.limits.ratio).map_err(broken)?).map_err(broken)?,
+            ),
         };
         // Whatever follows the compressed stream belongs to the blob too.
         io::copy(&mut tee, &mut io::sink()).map_err(broken)?;

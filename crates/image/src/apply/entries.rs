@@ -201,6 +201,12 @@ fn pass_on(
     }
     let metadata = Metadata::read(entry.header(), records, limits)?;
     let kind = kind(entry, records)?;
+    let target = match &kind {
+        Kind::Symlink(target) => target.len(),
+        _ => 0,
+    };
+    let attributes = metadata.attributes().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    spent.names(path.as_bytes().len() + target + attributes)?;
     if path.is_root() && kind != Kind::Directory {
         return Err(Error::new(ErrorKind::Invalid, "is the root and no directory"));
     }

@@ -12,6 +12,8 @@ pub struct Limits {
     /// How many times larger than itself a compressed layer may become, beyond its first [`Limits::FREE`] bytes.
     /// Programs and texts shrink to a third or a tenth; what shrinks to less than a hundredth is made to.
     pub ratio: u64,
+    /// Bytes of all paths, link targets and attributes together: they are kept in memory while layers are merged.
+    pub names_bytes: u64,
     /// Directories above a file, symbolic links resolved.
     pub depth: usize,
     /// Bytes of a file's path below the root, symbolic links resolved. Under `PATH_MAX` (4096), so that a path
@@ -34,6 +36,7 @@ impl Default for Limits {
             entries: 4_000_000,
             bytes: 256 << 30,
             ratio: 200,
+            names_bytes: 512 << 20,
             depth: 200,
             path_bytes: 3072,
             xattrs: 64,
@@ -47,18 +50,30 @@ impl Default for Limits {
 pub(crate) struct Spent {
     limits: Limits,
     entries: u64,
+    names: u64,
     bytes: u64,
 }
 
 impl Spent {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, entries: 0, bytes: 0 }
+        Self { limits, entries: 0, names: 0, bytes: 0 }
     }
 
     pub(crate) fn entry(&mut self) -> Result<()> {
         self.entries += 1;
         if self.entries > self.limits.entries {
             let message = format!("image has more than {} entries", self.limits.entries);
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
+        Ok(())
+    }
+
+    /// What an entry says beside its contents.
+    pub(crate) fn names(&mut self, bytes: usize) -> Result<()> {
+        self.names += bytes as u64;
+        if self.names > self.limits.names_bytes {
+            let message =
+                format!("image has more than {} bytes of names and attributes", self.limits.names_bytes);
             return Err(Error::new(ErrorKind::Limit, message));
         }
         Ok(())

@@ -70,6 +70,13 @@ impl Metadata {
         Ok(metadata)
     }
 
+    /// Name and value of every attribute, in the order of the names.
+    pub(crate) fn attributes(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let default_acl = self.default_acl.as_deref().map(|acl| (DEFAULT_ACL, acl));
+        let others = self.xattrs.iter().map(|xattr| (xattr.name.as_str(), xattr.value.as_slice()));
+        others.chain(default_acl).collect::<std::collections::BTreeMap<_, _>>().into_iter()
+    }
+
     fn read_xattrs(&mut self, records: &[Record], limits: &Limits) -> Result<()> {
         let mut count = 0;
         for record in records {

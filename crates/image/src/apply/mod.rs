@@ -23,8 +23,7 @@ mod sparse;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
@@ -33,7 +32,8 @@ use rustix::io::Errno;
 pub(crate) use entries::{Contents, Destination, Device, Entry, Kind, Part, read_layer};
 pub use limits::Limits;
 pub(crate) use limits::Spent;
-pub(crate) use metadata::{DEFAULT_ACL, Metadata, Xattr};
+use metadata::DEFAULT_ACL;
+pub(crate) use metadata::Metadata;
 pub(crate) use path::{EntryPath, Shown};
 use rights::{Rights, Skipped};
 use root::{Parent, Place, Root};
@@ -46,8 +46,6 @@ pub(crate) const EPOCH: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// A tree under construction.
 pub(crate) struct Applier {
     root: Root,
-    limits: Limits,
-    spent: Spent,
     rights: Rights,
     skipped: Skipped,
     /// What directories get in the end, by resolved path. Some may be gone by then.
@@ -85,24 +83,12 @@ impl Applier {
         let rights = Rights::own();
         Ok(Self {
             root,
-            limits,
-            spent: Spent::new(limits),
             rights,
             skipped: Skipped::new(rights),
             directories: HashMap::from([(Vec::new(), Late::implied())]),
             fresh: HashSet::new(),
             buffer: vec![0; BUFFER],
         })
-    }
-
-    /// Applies one decompressed layer and reads it to its end.
-    pub(crate) fn layer(&mut self, reader: impl Read) -> Result<()> {
-        // The books are kept apart from the tree for as long as the layer is read.
-        let mut spent = std::mem::replace(&mut self.spent, Spent::new(self.limits));
-        let limits = self.limits;
-        let read = read_layer(reader, &limits, &mut spent, self);
-        self.spent = spent;
-        read
     }
 
     /// Gives directories their times. Nothing is on the disk for good yet.
@@ -149,4 +135,4 @@ fn cannot(operation: &str) -> impl Fn(Errno) -> Error + use<> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -40,6 +40,10 @@ impl EntryPath {
         Ok(Self(path))
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     pub(crate) fn is_root(&self) -> bool {
         self.0.is_empty()
     }
@@ -97,7 +101,7 @@ const AUFS: &[u8] = b".wh..wh.";
 
 /// What a file name stands for (OCI image spec, layer.md, "Whiteouts").
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Marker<'a> {
+pub(crate) enum Marker<'a> {
     /// A file.
     None,
     /// This name of the layers below is gone.

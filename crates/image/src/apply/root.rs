@@ -92,6 +92,11 @@ impl Root {
         Ok(Self { fd, location, limits, last: RefCell::new(None) })
     }
 
+    #[cfg(test)]
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

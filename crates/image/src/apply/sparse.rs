@@ -39,8 +39,7 @@ impl Form {
                 Ok(is_sparse.then_some(Self::Records))
             }
             _ => {
-                let message =
-                    "is a sparse file in a form that is not known; pack it without --sparse, or with --sparse-version=1.0";
+                let message = "is a sparse file in a form that is not known; pack it without --sparse, or with --sparse-version=1.0";
                 Err(Error::new(ErrorKind::Unsupported, message))
             }
         }

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::apply::{Contents, Destination, Device, Entry, EntryPath, Kind, Limits, Metadata, Shown};
+use super::stream::Form;
+use crate::apply::{Contents, Destination, Device, Entry, EntryPath, Kind, Limits, Metadata, Part, Shown};
 use crate::{Error, ErrorKind, Result};
+
+/// Most bytes of contents in an index. A file of users has a few thousand.
+const MAX_KEPT: u64 = 4 << 20;
 
 /// A file's number in the index. Names that are hard links share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +57,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(crate) struct Index {
     nodes: Vec<Node>,
+    /// Contents of files that may say which users there are.
+    kept: HashMap<Origin, Vec<u8>>,
 }
 
 /// An index under construction.
@@ -61,6 +67,8 @@ pub(crate) struct Indexer {
     limits: Limits,
     layers: u32,
     entries: u64,
+    buffer: Vec<u8>,
+    kept_bytes: u64,
 }
 
 /// One name in a directory of the index.
@@ -106,12 +114,18 @@ impl Index {
         Inode(self.nodes.len() - 1)
     }
 
-    /// Whether a file has an attribute whose name starts like that.
-    pub(crate) fn has_attribute(&self, start: &str) -> bool {
-        self.reachable().into_iter().any(|inode| {
-            let metadata = &self.node(inode).metadata;
-            metadata.attributes().any(|(name, _)| name.starts_with(start))
-        })
+    /// Whether the form holds all that the image says.
+    pub(crate) fn fits(&self, form: Form) -> bool {
+        // The root of a squashfs made of a tar is root's, and has no attributes.
+        let root = self.root();
+        let root =
+            form == Form::Whole || (root.uid == 0 && root.gid == 0 && root.attributes().next().is_none());
+        root && self.reachable().into_iter().all(|inode| form.holds(&self.node(inode).metadata))
+    }
+
+    /// What the root directory is.
+    pub(crate) fn root(&self) -> &Metadata {
+        &self.node(Inode::ROOT).metadata
     }
 
     /// Every inode that has a name, directories before what is in them.
@@ -127,20 +141,17 @@ impl Index {
         found
     }
 
-    /// The contents of a small file, if there is such a file: where it comes from, and how large it is.
-    pub(crate) fn file(&self, path: &str) -> Option<(Origin, u64)> {
-        let spot = self.existing(path.as_bytes()).ok().flatten()?;
-        let mut spot = spot;
-        // A link as the last component is followed like any other.
-        for _ in 0..super::resolve::MAX_LINKS {
-            let node = self.node(self.at(&spot)?.inode);
-            match &node.body {
-                Body::File { size, origin } => return Some((*origin, *size)),
-                Body::Symlink(target) => spot = self.follow(&spot, target).ok().flatten()?,
-                _ => return None,
-            }
+    /// The files that say which users there are, by their paths; `None` if they are not plain small files.
+    pub(crate) fn accounts(&self) -> Option<Vec<(&'static str, &[u8])>> {
+        let mut found = Vec::new();
+        for path in ["etc/passwd", "etc/group"] {
+            let Some(name) = self.existing(path.as_bytes()).ok()?.and_then(|spot| self.at(&spot)) else {
+                continue;
+            };
+            let Body::File { origin, .. } = &self.node(name.inode).body else { return None };
+            found.push((path, self.kept.get(origin)?.as_slice()));
         }
-        None
+        Some(found)
     }
 
     /// Which inode's contents each entry of the layers holds.
@@ -156,11 +167,38 @@ impl Index {
 impl Indexer {
     pub(crate) fn new(limits: Limits) -> Self {
         let root = Node { metadata: Metadata::implied(), body: Body::Directory(Directory::new()) };
-        Self { index: Index { nodes: vec![root] }, limits, layers: 0, entries: 0 }
+        Self {
+            index: Index { nodes: vec![root], kept: HashMap::new() },
+            kept_bytes: 0,
+            limits,
+            layers: 0,
+            entries: 0,
+            buffer: vec![0; 64 << 10],
+        }
     }
 
     pub(crate) fn finish(self) -> Index {
         self.index
+    }
+
+    /// Reads over a file's contents. They are kept where they may be needed, and few.
+    fn contents(&mut self, path: &EntryPath, origin: Origin, contents: &mut Contents<'_>) -> Result<()> {
+        let mut kept = Vec::new();
+        let wanted = matches!(path.split(), Some((_, b"passwd" | b"group")))
+            && self.kept_bytes.saturating_add(contents.size) <= MAX_KEPT;
+        loop {
+            match contents.next(&mut self.buffer)? {
+                Part::Data(count) if wanted => kept.extend_from_slice(&self.buffer[..count]),
+                Part::Hole(bytes) if wanted => kept.resize(kept.len() + bytes as usize, 0),
+                Part::Data(_) | Part::Hole(_) => {}
+                Part::End => break,
+            }
+        }
+        if wanted {
+            self.kept_bytes += kept.len() as u64;
+            self.index.kept.insert(origin, kept);
+        }
+        Ok(())
     }
 
     /// Finds where `path`, which is not the root, goes. Missing directories are made.
@@ -223,7 +261,8 @@ impl Indexer {
     }
 
     fn hide_all(&mut self, directory: Inode) {
-        let names: Vec<_> = self.index.names(directory).into_iter().flatten().map(|(n, _)| n.clone()).collect();
+        let names: Vec<_> =
+            self.index.names(directory).into_iter().flatten().map(|(n, _)| n.clone()).collect();
         for name in names {
             self.hide(directory, &name);
         }
@@ -290,14 +329,14 @@ impl Destination for Indexer {
     }
 
     fn whiteout(&mut self, path: &EntryPath, hidden: &[u8]) -> Result<()> {
-        if let Some(spot) = self.index.existing_or_none(path.as_bytes())? {
+        if let Some(spot) = self.index.existing(path.as_bytes())? {
             self.hide(spot.directory, hidden);
         }
         Ok(())
     }
 
     fn opaque(&mut self, path: &EntryPath) -> Result<()> {
-        if let Some(spot) = self.index.existing_or_none(path.as_bytes())? {
+        if let Some(spot) = self.index.existing(path.as_bytes())? {
             self.hide_all(spot.directory);
         }
         Ok(())
@@ -319,7 +358,7 @@ impl Destination for Indexer {
             Kind::HardLink(target) => return self.hard_link(&spot, &target),
             Kind::File => {
                 let origin = Origin { layer: self.layers, entry: self.entries };
-                contents.skip()?;
+                self.contents(path, origin, contents)?;
                 Body::File { size: contents.size, origin }
             }
             Kind::Symlink(target) => Body::Symlink(target),

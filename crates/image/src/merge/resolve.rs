@@ -8,7 +8,7 @@ use crate::apply::Shown;
 use crate::{Error, ErrorKind, Result};
 
 /// Most symbolic links in one path, as in the kernel (path_resolution(7)).
-pub(super) const MAX_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
@@ -82,27 +82,6 @@ impl Index {
         }
     }
 
-    /// Where a link at `spot` leads to, its last component not followed.
-    pub(super) fn follow(&self, spot: &Spot, target: &[u8]) -> Result<Option<Spot>> {
-        let (directory, name) = split(target);
-        if matches!(name, b"" | b"." | b"..") {
-            return Ok(None);
-        }
-        let start = if target.starts_with(b"/") {
-            Found::root()
-        } else {
-            match self.way_to(spot.directory) {
-                Some(found) => found,
-                None => return Ok(None),
-            }
-        };
-        match self.walk(start, directory) {
-            Ok(found) => Ok(Some(found.child(name))),
-            Err(Lost::Missing | Lost::File) => Ok(None),
-            Err(Lost::Error(error)) => Err(error),
-        }
-    }
-
     /// Whether a directory is another one, or lies below it.
     pub(super) fn is_below(&self, directory: Inode, above: Inode) -> bool {
         let mut left = vec![above];
@@ -114,23 +93,6 @@ impl Index {
             left.extend(names.map(|(_, name)| name.inode).filter(|inode| self.names(*inode).is_some()));
         }
         false
-    }
-
-    fn way_to(&self, directory: Inode) -> Option<Found> {
-        let mut left = vec![Found::root()];
-        while let Some(found) = left.pop() {
-            if found.inode() == directory {
-                return Some(found);
-            }
-            for (bytes, name) in self.names(found.inode()).into_iter().flatten() {
-                if self.names(name.inode).is_some() {
-                    let mut below = found.clone();
-                    below.enter(name.inode, bytes.len());
-                    left.push(below);
-                }
-            }
-        }
-        None
     }
 
     fn walk(&self, start: Found, path: &[u8]) -> Result<Found, Lost> {
@@ -157,8 +119,7 @@ impl Index {
                 Body::Symlink(target) => {
                     links += 1;
                     if links > MAX_LINKS {
-                        let message =
-                            format!("is below {:?}, where symbolic links form a loop", Shown(path));
+                        let message = format!("is below {:?}, where symbolic links form a loop", Shown(path));
                         return Err(Lost::Error(Error::new(ErrorKind::Invalid, message)));
                     }
                     if target.starts_with(b"/") {
