@@ -95,8 +95,8 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
-        if let Some(exit) = exit.filter(|exit| exit.reason == "start_failed") {
-            return Err(failed_start(&exit));
+        if let Some(exit) = exit.filter(is_not_its_own) {
+            return Err(failed(&exit));
         }
         terminal::line(&id)?;
         return Ok(ExitCode::SUCCESS);
@@ -104,7 +104,12 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     attach(client, id, interactive).await
 }
 
-fn failed_start(exit: &api::Exit) -> Failure {
+/// Whether the container's end was not its process's: it never started, or something that it stands on was lost.
+fn is_not_its_own(exit: &api::Exit) -> bool {
+    !matches!(exit.reason.as_str(), "exited" | "signaled" | "oom")
+}
+
+fn failed(exit: &api::Exit) -> Failure {
     Failure::new(exit.message.clone()).with_code(u8::try_from(exit.code).unwrap_or(OUR_FAILURE))
 }
 
@@ -129,8 +134,8 @@ async fn attach(client: &mut Client, id: String, interactive: bool) -> Outcome {
             Some(Message::Stdout(bytes)) => write(&mut stdout, &bytes)?,
             Some(Message::Stderr(bytes)) => write(&mut stderr, &bytes)?,
             Some(Message::Exit(exit)) => {
-                if exit.reason == "start_failed" {
-                    return Err(failed_start(&exit));
+                if is_not_its_own(&exit) {
+                    return Err(failed(&exit));
                 }
                 if exit.reason != "exited" && exit.reason != "signaled" {
                     terminal::error(&format!("{}: {}", exit.reason, exit.message));
