@@ -283,7 +283,7 @@ async fn a_pull_that_was_stopped_is_gone_on_with() {
     let store = Store::open(directory.path()).unwrap();
     let (moved, mut moves) = tokio::sync::mpsc::unbounded_channel();
     let watch = Arc::new(move |transfer: beta9_registry::Transfer| {
-        let _ = moved.send(transfer.done);
+        let _ = moved.send((transfer.digest.to_string(), transfer.done));
     });
     let registries = beta9_registry::Registries::default();
     {
@@ -292,7 +292,12 @@ async fn a_pull_that_was_stopped_is_gone_on_with() {
         loop {
             tokio::select! {
                 done = &mut pulling => panic!("it ended: {:?}", done.map(|image| image.digest)),
-                done = moves.recv() => if done >= Some(300_000) { break },
+                moved = moves.recv() => {
+                    let (digest, done) = moved.unwrap();
+                    if digest == image.layers[2] && done >= 200_000 {
+                        break;
+                    }
+                }
             }
         }
     }

@@ -65,7 +65,7 @@ impl Worker {
         Ok(id)
     }
 
-    /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
+    /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
         reference: &ImageReference,
@@ -75,14 +75,14 @@ impl Worker {
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
             let image = store.get(&reference)?;
-            let tree = store.tree(&image)?;
-            let source = if is_microvm {
+            if is_microvm {
                 let block = store.block(&image)?;
-                RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
-            } else {
-                RootfsSource::Tree(tree.clone())
-            };
-            Ok((source, tree, image))
+                let format = block.format.to_string();
+                let source = RootfsSource::Block { image: block.path, format, store: root };
+                return Ok((source, store.accounts(&image)?, image));
+            }
+            let tree = store.tree(&image)?;
+            Ok((RootfsSource::Tree(tree.clone()), tree, image))
         })
         .await?
         .map_err(image_error)
