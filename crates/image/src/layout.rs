@@ -185,7 +185,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Makes a rename in `directory` survive a power cut.
-fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     let synced = File::open(directory).and_then(|opened| opened.sync_all());
     synced.map_err(|e| Error::io("write", directory, e))
 }

@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::apply::{Applier, Limits};
 use crate::blobs::{Blobs, Digesting, parse_document};
 use crate::block::{self, BlockFormat, BlockImage};
 use crate::compression::decompressed;
-use crate::image::{Image, Layer};
+use crate::image::{Documents, Image, Layer};
 use crate::index::{self, Record};
 use crate::layout::Layout;
 use crate::lock::Lock;
@@ -79,6 +80,7 @@ impl Store {
     /// images is searched for the name.
     pub fn import(&self, path: &Path, reference: Option<&ImageReference>) -> Result<Image> {
         let started = Instant::now();
+        let _lease = Lock::shared(&self.layout.lock("content"))?;
         let target = Target { layout: &self.layout, limits: self.limits, progress: &*self.progress };
         let imported = source::import(&target, path, reference)?;
         let record = Record {
@@ -97,9 +99,13 @@ impl Store {
     /// The image of that name.
     pub fn get(&self, reference: &ImageReference) -> Result<Image> {
         let records = index::read(&self.layout)?;
-        let wanted = source::familiar_reference(reference);
-        let found =
-            records.iter().find(|record| record.reference == *reference || record.reference == wanted);
+        let is_named = |record: &&Record| record.reference == *reference;
+        let digest = reference.digest();
+        // A tag of the same name that stands for this very content serves as well.
+        let is_meant = |record: &&Record| {
+            digest.as_ref() == Some(&record.manifest) && record.reference.name() == reference.name()
+        };
+        let found = records.iter().find(is_named).or_else(|| records.iter().find(is_meant));
         self.load(found.ok_or_else(|| self.not_found(reference.as_str()))?)
     }
 
@@ -229,11 +235,36 @@ impl Store {
         scratch::create_in(&self.layout, destination, size, self.reaper.as_ref())
     }
 
-    fn blobs(&self) -> Blobs<'_> {
+    /// The image's own documents.
+    pub fn documents(&self, image: &Image) -> Result<Documents> {
+        let manifest = self.blobs().document(&image.digest)?;
+        let parsed: ImageManifest = parse_document(&manifest, "the image's manifest")?;
+        let config = self.blobs().document(&source::digest_of(parsed.config())?)?;
+        Ok(Documents { manifest, config })
+    }
+
+    /// A blob of an image, verified when it was stored.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        self.blobs().open(digest)
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn progress(&self) -> &dyn Progress {
+        &*self.progress
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(crate) fn blobs(&self) -> Blobs<'_> {
         Blobs { layout: &self.layout, max_layer: self.limits.bytes }
     }
 
-    fn load(&self, record: &Record) -> Result<Image> {
+    pub(crate) fn load(&self, record: &Record) -> Result<Image> {
         let bytes = self.blobs().document(&record.manifest)?;
         let manifest: ImageManifest = parse_document(&bytes, "the image's manifest")?;
         let digest = |descriptor: &oci_spec::image::Descriptor| {
@@ -260,7 +291,7 @@ impl Store {
 
     fn not_found(&self, what: &str) -> Error {
         let message = format!(
-            "image {what} is not in {}; import it with `beta9-worker image import`",
+            "image {what} is not in {}; pull it, or import it with `beta9-worker image import`",
             self.directory().display()
         );
         Error::new(ErrorKind::NotFound, message)

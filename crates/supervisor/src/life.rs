@@ -61,6 +61,7 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
 
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
+    leave_the_workers_cgroup();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| Error::caused(ErrorKind::File, "become a child subreaper", std::io::Error::from(e)))?;
     let reaper = Reaper::start().map_err(|e| Error::caused(ErrorKind::File, "start the reaper", e))?;
@@ -129,6 +130,17 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     drop(open);
     let _ = serving.await;
     Ok(())
+}
+
+/// Supervisors are in a group of their own: what the worker's group is limited to, or is killed with, is not theirs.
+const OWN_GROUP: &str = "beta9.supervisors";
+
+/// Leaves the worker's cgroup. One that cannot be left costs accounting, not the container.
+fn leave_the_workers_cgroup() {
+    let group = Cgroup::at(OWN_GROUP);
+    if let Err(error) = group.create().and_then(|()| group.add(std::process::id())) {
+        tracing::warn!(error = chain(&error), "supervisor stays in the worker's cgroup");
+    }
 }
 
 /// The container's cgroup on the host, below the root of each hierarchy.

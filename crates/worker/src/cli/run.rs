@@ -112,8 +112,8 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
-        if let Some(exit) = exit.filter(|exit| exit.reason == "start_failed") {
-            return Err(failed_start(&exit));
+        if let Some(exit) = exit.filter(is_not_its_own) {
+            return Err(failed(&exit));
         }
         terminal::line(&id)?;
         return Ok(ExitCode::SUCCESS);
@@ -122,7 +122,7 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     attach(client, process, options, api::AttachFrom::Start).await
 }
 
-fn failed_start(exit: &api::Exit) -> Failure {
+fn failed(exit: &api::Exit) -> Failure {
     Failure::new(exit.message.clone()).with_code(u8::try_from(exit.code).unwrap_or(OUR_FAILURE))
 }
 

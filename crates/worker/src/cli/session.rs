@@ -220,13 +220,18 @@ pub(super) async fn run<T: Hears>(
 /// The exit code that a process's end means for us.
 pub(super) fn exit_code(exit: &api::Exit) -> Result<ExitCode, Failure> {
     let code = u8::try_from(exit.code).unwrap_or(OUR_FAILURE);
-    if exit.reason == "start_failed" {
+    if is_not_its_own(exit) {
         return Err(Failure::new(exit.message.clone()).with_code(code));
     }
     if exit.reason != "exited" && exit.reason != "signaled" {
         crate::terminal::error(&format!("{}: {}", exit.reason, exit.message));
     }
     Ok(ExitCode::from(code))
+}
+
+/// Whether an end is not the process's own: it never started, or something that it stands on was lost.
+pub(super) fn is_not_its_own(exit: &api::Exit) -> bool {
+    !matches!(exit.reason.as_str(), "exited" | "signaled" | "oom")
 }
 
 /// Whoever reads our output may have enough of it, which ends us as it ends any filter.
