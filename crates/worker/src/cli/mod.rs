@@ -1,8 +1,10 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+mod attach;
 mod config;
 mod container;
 mod doctor;
+mod exec;
 mod image;
 mod init;
 mod inspect;
@@ -11,6 +13,7 @@ mod logs;
 mod ps;
 mod run;
 mod serve;
+mod session;
 mod status;
 mod table;
 
@@ -63,6 +66,10 @@ pub(crate) enum OutputFormat {
 enum Command {
     /// Create a container from an image and run it.
     Run(Box<run::RunArgs>),
+    /// Run another command in a running container.
+    Exec(Box<exec::ExecArgs>),
+    /// Take part in the input and output of a running container.
+    Attach(attach::AttachArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -180,6 +187,8 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                 let mut client = Client::connect(global).await?;
                 match command {
                     Command::Run(args) => run::run(&mut client, *args).await,
+                    Command::Exec(args) => exec::run(&mut client, *args).await,
+                    Command::Attach(args) => attach::run(&mut client, args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

@@ -8,7 +8,9 @@ use std::time::Duration;
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, TerminalSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
@@ -31,6 +33,7 @@ impl Worker {
         }
         let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        let log = self.log_limits(&request)?;
 
         let record = Record {
             id: id.clone(),
@@ -43,6 +46,8 @@ impl Worker {
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            log,
+            tree,
             request,
         };
         let directory = ContainerDirectory::of(&self.root, &id);
@@ -63,6 +68,13 @@ impl Worker {
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// What the request says, over what the worker says.
+    fn log_limits(&self, request: &ContainerRequest) -> Result<LogLimits> {
+        let defaults = self.pools.log_limits();
+        let max_size = request.log_max_size.unwrap_or(defaults.max_size);
+        Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
     }
 
     /// The image in the form that the runtime takes, and where its users are looked up.
@@ -187,6 +199,23 @@ impl Worker {
             return Err(Error::new(ErrorKind::Precondition, text));
         }
         Ok(Supervisor::of(directory).signal(signal, all).await?)
+    }
+
+    /// Sends a signal to a process that was executed in a container.
+    pub(super) async fn kill_exec(&self, container: &str, exec: ExecId, signal: i32) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).signal_exec(exec, signal).await?)
+    }
+
+    /// Changes the size of a terminal.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        exec: Option<ExecId>,
+        size: TerminalSize,
+    ) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).resize(exec, size).await?)
     }
 
     /// Removes a container's record; with `force` after killing it.
