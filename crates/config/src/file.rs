@@ -11,15 +11,8 @@ use crate::reader::{Entry, Reader, camel_case};
 use crate::settings::{self, Rule};
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 7] = [
-    "root",
-    "container_runtime",
-    "debug_mode",
-    "default_pool",
-    "log_max_size",
-    "log_max_files",
-    "pools",
-];
+const WORKER: [&str; 7] =
+    ["root", "container_runtime", "debug_mode", "default_pool", "log_max_size", "log_max_files", "pools"];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
 const MAX_POOLS: usize = 256;
