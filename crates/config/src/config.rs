@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, PoolName, RuntimeChoice, RuntimeKind};
+use beta9_types::{Digest, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
@@ -12,6 +13,7 @@ use crate::near::nearest;
 use crate::node;
 use crate::pool::{Pool, Source};
 use crate::reader::{RUNTIME_WORDS, Reader};
+use crate::registries::FileRegistry;
 
 /// The variable that overrides `worker.container_runtime`.
 pub(crate) const RUNTIME_VARIABLE: &str = "CONTAINER_RUNTIME";
@@ -27,6 +29,7 @@ pub struct Config {
     pub(crate) debug_mode: (bool, Source),
     pub(crate) default_pool: (Option<PoolName>, Source),
     pub(crate) pools: Vec<Pool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 impl Config {
@@ -97,7 +100,8 @@ impl Config {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
         };
-        Ok(Self { file: None, loaded_hash: None, root, runtime, debug_mode, default_pool, pools })
+        let registries = file.registries;
+        Ok(Self { file: None, loaded_hash: None, root, runtime, debug_mode, default_pool, pools, registries })
     }
 
     /// The file it came from.
@@ -128,6 +132,12 @@ impl Config {
     /// Every pool, in the file's order; never empty.
     pub fn pools(&self) -> &[Pool] {
         &self.pools
+    }
+
+    /// How the registries are reached that the file names.
+    pub fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
+        let pair = |registry: &FileRegistry| (registry.host.clone(), registry.settings.clone());
+        self.registries.iter().map(pair).collect()
     }
 
     /// A pool by its name.

@@ -8,10 +8,11 @@ use crate::error::{ErrorKind, Position, Result};
 use crate::near::nearest;
 use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
+use crate::registries::{self, FileRegistry};
 use crate::settings::{self, Rule};
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 5] = ["root", "container_runtime", "debug_mode", "default_pool", "pools"];
+const WORKER: [&str; 6] = ["root", "container_runtime", "debug_mode", "default_pool", "pools", "registries"];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
 const MAX_POOLS: usize = 256;
@@ -31,6 +32,7 @@ pub(crate) struct File {
     pub(crate) debug_mode: Option<Given<bool>>,
     pub(crate) default_pool: Option<Given<PoolName>>,
     pub(crate) pools: Vec<FilePool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 /// What the file says about one pool.
@@ -51,6 +53,8 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         Some("worker.pools.<name>.container_runtime_config")
     } else if has(&POOL) && !has(&WORKER) {
         Some("worker.pools.<name>")
+    } else if has(&registries::KEYS) {
+        Some("worker.registries.<host>")
     } else if has(&WORKER) {
         Some("worker")
     } else {
@@ -76,6 +80,9 @@ impl File {
                     return Err(debug_mode_twice(reader, &first, &entry));
                 }
                 debug_mode = Some(entry);
+            }
+            if let Some(entry) = keys.take("registries") {
+                file.registries = registries::read(reader, &entry)?;
             }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {

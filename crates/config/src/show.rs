@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{Config, RUNTIME_VARIABLE};
 use crate::pool::{Pool, Source};
+use crate::registries::FileRegistry;
 use crate::settings;
 
 /// One key of the effective configuration.
@@ -62,6 +63,9 @@ impl Config {
             worker.push(Shown::value("default_pool", name.as_str(), *source));
         }
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
+        if !self.registries.is_empty() {
+            worker.push(Shown::mapping("registries", self.registries.iter().map(shown_registry).collect()));
+        }
         vec![Shown::mapping("worker", worker)]
     }
 
@@ -104,6 +108,11 @@ impl Config {
             }
         }
     }
+}
+
+fn shown_registry(registry: &FileRegistry) -> Shown {
+    let values = registry.shown().into_iter().map(|(key, value, source)| Shown::value(key, value, source));
+    Shown::mapping(registry.host.as_str(), values.collect())
 }
 
 fn shown_pool(pool: &Pool) -> Shown {

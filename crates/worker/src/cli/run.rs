@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api;
+use crate::cli::pull::{self, ImageFlags};
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
 use crate::terminal;
@@ -71,6 +72,8 @@ pub(super) struct RunArgs {
     /// Run in this pool; its configuration decides the runtime.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    #[command(flatten)]
+    source: ImageFlags,
     /// The image.
     image: String,
     /// The command and its arguments; the image's own where absent.
@@ -87,7 +90,8 @@ pub(super) async fn run(client: &mut Client, args: RunArgs) -> Outcome {
 
 async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     let (detach, interactive) = (args.detach, args.interactive);
-    let created = client.containers.create(request(args)?).await?.into_inner();
+    let source = args.source.clone();
+    let created = pull::create(client, request(args)?, &source).await?;
     for warning in created.warnings {
         terminal::warning(&warning);
     }
@@ -216,6 +220,7 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         stdin: args.interactive,
         auto_remove: args.rm,
         id: String::new(),
+        ..api::CreateRequest::default()
     })
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
@@ -13,6 +14,7 @@ use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageRefe
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
+use crate::service::images::{Wish, check_runs_here};
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
@@ -24,11 +26,18 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+        wish: Wish,
+    ) -> Result<ContainerId> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
+        // Nobody watches: who wants to see the progress pulls first.
+        self.fulfil(wish, Arc::new(|_| {})).await?;
         let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
 
@@ -74,10 +83,11 @@ impl Worker {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference)?;
-            let tree = store.tree(&image)?;
+            let image = store.get(&reference).map_err(image_error)?;
+            check_runs_here(&image)?;
+            let tree = store.tree(&image).map_err(image_error)?;
             let source = if is_microvm {
-                let block = store.block(&image)?;
+                let block = store.block(&image).map_err(image_error)?;
                 RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
             } else {
                 RootfsSource::Tree(tree.clone())
@@ -85,7 +95,6 @@ impl Worker {
             Ok((source, tree, image))
         })
         .await?
-        .map_err(image_error)
     }
 
     fn claim_name(&self, record: &Record) -> Result<()> {
@@ -289,6 +298,8 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Full => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

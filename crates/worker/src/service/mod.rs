@@ -7,6 +7,7 @@ mod attach;
 mod find;
 mod follow;
 mod grpc;
+mod images;
 mod launch;
 mod lifecycle;
 mod view;
