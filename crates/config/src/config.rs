@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, LogLimits, PoolName, RuntimeChoice, RuntimeKind};
+use beta9_types::{Digest, LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
@@ -12,6 +13,7 @@ use crate::near::nearest;
 use crate::node;
 use crate::pool::{Pool, Source};
 use crate::reader::{RUNTIME_WORDS, Reader};
+use crate::registries::FileRegistry;
 
 /// The variable that overrides `worker.container_runtime`.
 pub(crate) const RUNTIME_VARIABLE: &str = "CONTAINER_RUNTIME";
@@ -29,6 +31,7 @@ pub struct Config {
     pub(crate) log_max_size: (u64, Source),
     pub(crate) log_max_files: (u32, Source),
     pub(crate) pools: Vec<Pool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 impl Config {
@@ -102,6 +105,7 @@ impl Config {
         let log = LogLimits::default();
         let log_max_size = or_default(file.log_max_size, log.max_size);
         let log_max_files = or_default(file.log_max_files, log.max_files);
+        let registries = file.registries;
         Ok(Self {
             file: None,
             loaded_hash: None,
@@ -112,6 +116,7 @@ impl Config {
             log_max_size,
             log_max_files,
             pools,
+            registries,
         })
     }
 
@@ -148,6 +153,12 @@ impl Config {
     /// Every pool, in the file's order; never empty.
     pub fn pools(&self) -> &[Pool] {
         &self.pools
+    }
+
+    /// How the registries are reached that the file names.
+    pub fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
+        let pair = |registry: &FileRegistry| (registry.host.clone(), registry.settings.clone());
+        self.registries.iter().map(pair).collect()
     }
 
     /// A pool by its name.

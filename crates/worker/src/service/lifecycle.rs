@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
@@ -15,6 +16,7 @@ use beta9_types::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
+use crate::service::images::{Wish, check_runs_here};
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
@@ -26,11 +28,18 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+        wish: Wish,
+    ) -> Result<ContainerId> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
+        // Nobody watches: who wants to see the progress pulls first.
+        self.fulfil(wish, Arc::new(|_| {})).await?;
         let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
         let log = self.log_limits(&request)?;
@@ -86,18 +95,19 @@ impl Worker {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference)?;
+            let image = store.get(&reference).map_err(image_error)?;
+            check_runs_here(&image)?;
             if is_microvm {
-                let block = store.block(&image)?;
+                let block = store.block(&image).map_err(image_error)?;
                 let format = block.format.to_string();
                 let source = RootfsSource::Block { image: block.path, format, store: root };
-                return Ok((source, store.accounts(&image)?, image));
+                let accounts = store.accounts(&image).map_err(image_error)?;
+                return Ok((source, accounts, image));
             }
-            let tree = store.tree(&image)?;
+            let tree = store.tree(&image).map_err(image_error)?;
             Ok((RootfsSource::Tree(tree.clone()), tree, image))
         })
         .await?
-        .map_err(image_error)
     }
 
     fn claim_name(&self, record: &Record) -> Result<()> {
@@ -318,6 +328,8 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Full => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

@@ -8,6 +8,7 @@ mod exec;
 mod find;
 mod follow;
 mod grpc;
+mod images;
 mod launch;
 mod lifecycle;
 mod logs;
