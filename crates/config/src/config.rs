@@ -26,6 +26,7 @@ pub struct Config {
     pub(crate) runtime: (RuntimeChoice, Source),
     pub(crate) debug_mode: (bool, Source),
     pub(crate) default_pool: (Option<PoolName>, Source),
+    pub(crate) image_limit: (Option<u64>, Source),
     pub(crate) pools: Vec<Pool>,
 }
 
@@ -93,11 +94,24 @@ impl Config {
             Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
             None => (implied_default(&pools), Source::Default),
         };
+        let image_limit = match file.image_limit {
+            Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
+            None => (None, Source::Default),
+        };
         let root = match file.root {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
         };
-        Ok(Self { file: None, loaded_hash: None, root, runtime, debug_mode, default_pool, pools })
+        Ok(Self {
+            file: None,
+            loaded_hash: None,
+            root,
+            runtime,
+            debug_mode,
+            default_pool,
+            image_limit,
+            pools,
+        })
     }
 
     /// The file it came from.
@@ -143,6 +157,12 @@ impl Config {
                 .hint(hint)
                 .allowed(names)
         })
+    }
+
+    /// The most that images may take up on the disk, in bytes: beyond it those that were used longest ago go. `None` is no
+    /// limit.
+    pub fn image_limit(&self) -> Option<u64> {
+        self.image_limit.0
     }
 
     /// The pool for whoever names none: `worker.default_pool`, else `default`, else the only one. `None` where several

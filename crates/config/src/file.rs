@@ -9,9 +9,10 @@ use crate::near::nearest;
 use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
 use crate::settings::{self, Rule};
+use crate::size;
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 5] = ["root", "container_runtime", "debug_mode", "default_pool", "pools"];
+const WORKER: [&str; 6] = ["root", "container_runtime", "debug_mode", "default_pool", "image_limit", "pools"];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
 const MAX_POOLS: usize = 256;
@@ -30,6 +31,7 @@ pub(crate) struct File {
     pub(crate) container_runtime: Option<Given<RuntimeChoice>>,
     pub(crate) debug_mode: Option<Given<bool>>,
     pub(crate) default_pool: Option<Given<PoolName>>,
+    pub(crate) image_limit: Option<Given<u64>>,
     pub(crate) pools: Vec<FilePool>,
 }
 
@@ -76,6 +78,9 @@ impl File {
                     return Err(debug_mode_twice(reader, &first, &entry));
                 }
                 debug_mode = Some(entry);
+            }
+            if let Some(entry) = keys.take("image_limit") {
+                file.image_limit = given(&entry, size::read(reader, &entry)?);
             }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {

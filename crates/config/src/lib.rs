@@ -21,6 +21,7 @@ mod reader;
 mod select;
 mod settings;
 mod show;
+mod size;
 mod warning;
 
 pub use config::Config;

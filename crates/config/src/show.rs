@@ -61,6 +61,9 @@ impl Config {
         if let (Some(name), source) = &self.default_pool {
             worker.push(Shown::value("default_pool", name.as_str(), *source));
         }
+        if let (Some(limit), source) = self.image_limit {
+            worker.push(Shown::value("image_limit", crate::size::show(limit), source));
+        }
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
         vec![Shown::mapping("worker", worker)]
     }

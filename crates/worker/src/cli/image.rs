@@ -1,4 +1,4 @@
-//! `image import` and `image ls`.
+//! `image import`, `image ls` and `image prune`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +21,10 @@ pub(super) enum ImageCommand {
     Import(ImportArgs),
     /// List images.
     Ls(LsArgs),
+    /// Remove what no image needs any more.
+    ///
+    /// Images that a container has stay in any case, and so does what a container is being made of.
+    Prune(PruneArgs),
 }
 
 #[derive(Args)]
@@ -39,10 +43,21 @@ pub(super) struct LsArgs {
     output: OutputFormat,
 }
 
+#[derive(Args)]
+pub(super) struct PruneArgs {
+    /// Remove every image that no container has, too.
+    #[arg(short, long)]
+    all: bool,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: OutputFormat,
+}
+
 pub(super) async fn run(client: &mut Client, command: ImageCommand) -> Outcome {
     match command {
         ImageCommand::Import(args) => import(client, args).await,
         ImageCommand::Ls(args) => list(client, args).await,
+        ImageCommand::Prune(args) => prune(client, args).await,
     }
 }
 
@@ -95,5 +110,20 @@ async fn list(client: &mut Client, args: LsArgs) -> Outcome {
         ]);
     }
     terminal::line(&table.trim_fmt())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn prune(client: &mut Client, args: PruneArgs) -> Outcome {
+    let request = api::PruneImagesRequest { all: args.all };
+    let api::PruneImagesResponse { images, freed_bytes } =
+        client.images.prune_images(request).await?.into_inner();
+    if args.output == OutputFormat::Json {
+        terminal::json(&json!({ "images": images, "freed_bytes": freed_bytes }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for image in images {
+        terminal::line(&image)?;
+    }
+    terminal::line(&format!("{} freed", terminal::bytes(freed_bytes)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,8 @@ impl Worker {
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
-        let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
+        // The lease keeps the image until the record does.
+        let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
 
         let record = Record {
@@ -39,7 +40,7 @@ impl Worker {
             runtime: assigned.runtime,
             fallback_reason: assigned.fallback_reason,
             settings: assigned.settings,
-            image_digest: image.digest,
+            image_digest: image.digest.clone(),
             args: plan.args,
             rootfs,
             created_us: now_us(),
@@ -62,6 +63,7 @@ impl Worker {
             }
             return Err(error);
         }
+        self.keep_image_limit(image.digest).await;
         Ok(id)
     }
 
@@ -70,19 +72,19 @@ impl Worker {
         &self,
         reference: &ImageReference,
         assigned: &Assigned,
-    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image)> {
+    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image, beta9_image::Lease)> {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference)?;
+            let (image, lease) = store.claim(&reference)?;
             if is_microvm {
                 let block = store.block(&image)?;
                 let format = block.format.to_string();
                 let source = RootfsSource::Block { image: block.path, format, store: root };
-                return Ok((source, store.accounts(&image)?, image));
+                return Ok((source, store.accounts(&image)?, image, lease));
             }
             let tree = store.tree(&image)?;
-            Ok((RootfsSource::Tree(tree.clone()), tree, image))
+            Ok((RootfsSource::Tree(tree.clone()), tree, image, lease))
         })
         .await?
         .map_err(image_error)
@@ -289,6 +291,7 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Busy => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

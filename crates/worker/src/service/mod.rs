@@ -9,6 +9,7 @@ mod follow;
 mod grpc;
 mod launch;
 mod lifecycle;
+mod prune;
 mod view;
 
 use std::path::{Path, PathBuf};
