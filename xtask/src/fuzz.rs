@@ -113,9 +113,8 @@ fn tars(seeds: &Path) -> Result<PathBuf> {
     for format in ["gnu", "posix", "ustar"] {
         let mut pack = Command::new("tar");
         pack.args(["--blocking-factor=1", &format!("--format={format}"), "--numeric-owner"]);
-        if format != "ustar" {
-            pack.arg("--sparse");
-        }
+        // The oldest form has neither holes nor long names.
+        pack.arg(if format == "ustar" { "--exclude=long*" } else { "--sparse" });
         output(
             pack.arg("-C").arg(tree.path()).arg("-cf").arg(seeds.join(format)).args(["--exclude=holes", "."]),
         )?;

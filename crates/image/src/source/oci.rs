@@ -251,14 +251,14 @@ pub(super) fn store_layers(
         if target.blobs().has(&known, size) {
             meter.add(size);
             let compression = Compression::Plain;
-            layers.push(StoredLayer { digest: known, size, diff_id: diff_id.clone(), compression });
+            layers.push(StoredLayer { digest: known, size, diff_id: Some(diff_id.clone()), compression });
             continue;
         }
         let layer = target.blobs().write_layer(Metered { reader, meter: &mut meter }, &expected)?;
-        if layer.diff_id != *diff_id {
+        if let Some(found) = layer.diff_id.as_ref().filter(|found| *found != diff_id) {
             let message = format!(
-                "layer {} decompresses to {} where the image says {diff_id}; the image is damaged",
-                layer.digest, layer.diff_id
+                "layer {} decompresses to {found} where the image says {diff_id}; the image is damaged",
+                layer.digest
             );
             return Err(Error::new(ErrorKind::Mismatch, message));
         }
