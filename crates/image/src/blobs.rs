@@ -28,8 +28,8 @@ pub(crate) struct Expected {
 pub(crate) struct StoredLayer {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    /// The digest of the layer when decompressed.
-    pub(crate) diff_id: Digest,
+    /// The digest of the layer when decompressed, where it was found out.
+    pub(crate) diff_id: Option<Digest>,
     pub(crate) compression: Compression,
 }
 
@@ -72,15 +72,16 @@ impl Blobs<'_> {
         Ok(digest)
     }
 
-    /// Stores a layer, and digests what it decompresses to on the way.
+    /// Stores a layer. One without an announced digest is decompressed and digested on the way. One with has to have that
+    /// digest; what it decompresses to is held against the image's word for it whenever it is read.
     pub(crate) fn write_layer(&self, reader: impl Read, expected: &Expected) -> Result<StoredLayer> {
         let mut writer = self.writer()?;
         let mut tee = BufReader::with_capacity(BUFFER, Tee { reader, writer: &mut writer });
         let broken = |e| Error::stream(ErrorKind::Invalid, "cannot read the layer", e);
         let compression = Compression::detect(&mut tee).map_err(broken)?;
-        let diff_id = match compression {
+        let diff_id = match (compression, &expected.digest) {
             // What is stored is what is hashed.
-            Compression::Plain => None,
+            (Compression::Plain, _) | (_, Some(_)) => None,
             _ => Some(
                 self.digest_of(decompressed(&mut tee, self.limits.ratio).map_err(broken)?).map_err(broken)?,
             ),
@@ -88,7 +89,8 @@ impl Blobs<'_> {
         // Whatever follows the compressed stream belongs to the blob too.
         io::copy(&mut tee, &mut io::sink()).map_err(broken)?;
         let (digest, size) = writer.finish(expected)?;
-        Ok(StoredLayer { diff_id: diff_id.unwrap_or_else(|| digest.clone()), digest, size, compression })
+        let diff_id = if compression == Compression::Plain { Some(digest.clone()) } else { diff_id };
+        Ok(StoredLayer { diff_id, digest, size, compression })
     }
 
     /// The digest of a decompressed layer, which may be a bomb.

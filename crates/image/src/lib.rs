@@ -22,6 +22,9 @@ mod block;
 mod compression;
 mod error;
 mod export;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod ingest;
