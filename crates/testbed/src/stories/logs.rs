@@ -81,7 +81,8 @@ fn a_log_is_rotated_and_its_end_is_kept(world: &World<'_>) -> Result<()> {
     ensure!(files.len() == 3, "expected three files, got {files:?}");
     ensure!(files.iter().all(|size| *size < 1 << 20), "a file is too large: {files:?}");
     let finished = container.run(&["logs"])?.ends_with(0)?;
-    let numbers: Vec<u32> = finished.out().lines().map(|line| line.parse().unwrap_or(0)).collect();
+    // What is thrown away may end in the middle of a line.
+    let numbers: Vec<u32> = finished.out().lines().skip(1).map(|line| line.parse().unwrap_or(0)).collect();
     let first = *numbers.first().context("the log is empty")?;
     ensure!(first > 1, "nothing was thrown away");
     ensure!(numbers.iter().copied().eq(first..=100_000), "lines are missing");

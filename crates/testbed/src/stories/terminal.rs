@@ -75,6 +75,8 @@ fn a_user_leaves_a_terminal_and_comes_back(world: &World<'_>) -> Result<()> {
     ensure!(container.inspect()?["status"] == "running", "the container went with its user");
 
     let mut again = Screen::open(container.command(&["attach"]), 50, 100)?;
+    // Nobody types before the screen has been drawn again, which a shell may take for a reason to forget the line.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     again.types("echo $mark; stty size\r")?;
     again.shows("left-44\r\n50 100")?;
     again.types("exit 6\r")?;
