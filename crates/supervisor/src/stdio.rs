@@ -94,8 +94,11 @@ pub(crate) struct AttachedInput {
 }
 
 impl AttachedInput {
-    /// Waits until there is room for the piece; an empty one closes stdin.
+    /// Waits until there is room for the piece; an empty one closes stdin, unless that is a terminal, which has no end.
     pub(crate) async fn send(&self, piece: Bytes) {
+        if piece.is_empty() && self.input.stays_open {
+            return;
+        }
         let sender = self.input.lock().pieces.clone();
         if let Some(sender) = sender {
             let is_end = piece.is_empty();

@@ -3,20 +3,23 @@
 //! A story is a function that gets a [`World`] and fails with everything a reader needs. It knows the runtime only as
 //! something containers run on; where a runtime differs for a reason of its own, `exclusions.txt` says so.
 
+mod exec;
 mod exit;
 mod files;
 mod lifecycle;
 mod limits;
+mod logs;
 mod mounts;
 mod process;
 mod streams;
+mod terminal;
 
 use crate::World;
 
 /// How much a story tells for the time that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
-    /// One of some twenty that are run even where each container takes seconds to boot.
+    /// One of some twenty-five that are run even where each container takes seconds to boot.
     Core,
     /// Every other.
     Full,
@@ -38,6 +41,9 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
     [
         exit::STORIES,
         streams::STORIES,
+        exec::STORIES,
+        terminal::STORIES,
+        logs::STORIES,
         process::STORIES,
         files::STORIES,
         mounts::STORIES,
@@ -72,6 +78,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=25).contains(&core), "{core} core stories");
+        assert!((15..=30).contains(&core), "{core} core stories");
     }
 }

@@ -116,7 +116,7 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
-        if let Some(exit) = exit.filter(is_not_its_own) {
+        if let Some(exit) = exit.filter(session::is_not_its_own) {
             return Err(failed(&exit));
         }
         terminal::line(&id)?;
