@@ -91,6 +91,11 @@ impl Site {
         self.directory.path().join("files")
     }
 
+    /// PATH with the project's own tools in front.
+    pub(crate) fn path(&self) -> &std::ffi::OsStr {
+        &self.path
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }

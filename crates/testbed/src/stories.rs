@@ -5,6 +5,7 @@
 
 mod exit;
 mod files;
+mod images;
 mod lifecycle;
 mod limits;
 mod mounts;
@@ -40,6 +41,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         streams::STORIES,
         process::STORIES,
         files::STORIES,
+        images::STORIES,
         mounts::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
