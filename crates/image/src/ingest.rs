@@ -210,7 +210,8 @@ pub struct Partial {
 impl Partial {
     fn open(layout: &Layout, wanted: &Wanted) -> Result<Option<Self>> {
         let path = partials(layout).join(wanted.digest.hex());
-        let is_stored = || Blobs { layout, max_layer: u64::MAX }.has(&wanted.digest, wanted.size);
+        let is_stored =
+            || Blobs { layout, limits: crate::Limits::default() }.has(&wanted.digest, wanted.size);
         let file = loop {
             if is_stored() {
                 return Ok(None);

@@ -15,6 +15,7 @@
 //! of [`Limits`] or try to reach out of their root (see the `apply` module). Nothing is fetched from
 //! a network here: whoever does that hands the bytes over, to an [`Ingest`].
 
+mod ahead;
 mod apply;
 mod blobs;
 mod block;
@@ -26,10 +27,12 @@ mod index;
 mod ingest;
 mod layout;
 mod lock;
+mod merge;
 mod progress;
 mod remove;
 pub mod scratch;
 mod source;
+mod squashfs;
 mod store;
 mod tap;
 mod tool;

@@ -38,7 +38,7 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: self.layout, max_layer: self.limits.bytes }
+        Blobs { layout: self.layout, limits: self.limits }
     }
 }
 

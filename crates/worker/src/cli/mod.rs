@@ -1,8 +1,10 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+mod attach;
 mod config;
 mod container;
 mod doctor;
+mod exec;
 mod image;
 mod image_view;
 mod init;
@@ -14,6 +16,7 @@ mod ps;
 mod pull;
 mod run;
 mod serve;
+mod session;
 mod status;
 mod table;
 mod transfer;
@@ -75,6 +78,10 @@ enum Command {
     Login(login::LoginArgs),
     /// Forget the credentials for a registry.
     Logout(login::LogoutArgs),
+    /// Run another command in a running container.
+    Exec(Box<exec::ExecArgs>),
+    /// Take part in the input and output of a running container.
+    Attach(attach::AttachArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -196,6 +203,8 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Pull(args) => pull::pull(&mut client, args).await,
                     Command::Push(args) => pull::push(&mut client, args).await,
                     Command::Login(args) => login::login(&mut client, args).await,
+                    Command::Exec(args) => exec::run(&mut client, *args).await,
+                    Command::Attach(args) => attach::run(&mut client, args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, TerminalSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
@@ -40,6 +42,7 @@ impl Worker {
         self.fulfil(wish, Arc::new(|_| {})).await?;
         let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        let log = self.log_limits(&request)?;
 
         let record = Record {
             id: id.clone(),
@@ -52,6 +55,8 @@ impl Worker {
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            log,
+            tree,
             request,
         };
         let directory = ContainerDirectory::of(&self.root, &id);
@@ -74,7 +79,14 @@ impl Worker {
         Ok(id)
     }
 
-    /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
+    /// What the request says, over what the worker says.
+    fn log_limits(&self, request: &ContainerRequest) -> Result<LogLimits> {
+        let defaults = self.pools.log_limits();
+        let max_size = request.log_max_size.unwrap_or(defaults.max_size);
+        Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
+    }
+
+    /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
         reference: &ImageReference,
@@ -85,14 +97,15 @@ impl Worker {
         blocking(move || {
             let image = store.get(&reference).map_err(image_error)?;
             check_runs_here(&image)?;
-            let tree = store.tree(&image).map_err(image_error)?;
-            let source = if is_microvm {
+            if is_microvm {
                 let block = store.block(&image).map_err(image_error)?;
-                RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
-            } else {
-                RootfsSource::Tree(tree.clone())
-            };
-            Ok((source, tree, image))
+                let format = block.format.to_string();
+                let source = RootfsSource::Block { image: block.path, format, store: root };
+                let accounts = store.accounts(&image).map_err(image_error)?;
+                return Ok((source, accounts, image));
+            }
+            let tree = store.tree(&image).map_err(image_error)?;
+            Ok((RootfsSource::Tree(tree.clone()), tree, image))
         })
         .await?
     }
@@ -196,6 +209,23 @@ impl Worker {
             return Err(Error::new(ErrorKind::Precondition, text));
         }
         Ok(Supervisor::of(directory).signal(signal, all).await?)
+    }
+
+    /// Sends a signal to a process that was executed in a container.
+    pub(super) async fn kill_exec(&self, container: &str, exec: ExecId, signal: i32) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).signal_exec(exec, signal).await?)
+    }
+
+    /// Changes the size of a terminal.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        exec: Option<ExecId>,
+        size: TerminalSize,
+    ) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).resize(exec, size).await?)
     }
 
     /// Removes a container's record; with `force` after killing it.
