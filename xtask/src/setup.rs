@@ -41,6 +41,8 @@ const PACKAGES: &[&str] = &[
     "lz4",
     "xz-utils",
     "zstd",
+    // The fuzz targets' engine is C++.
+    "g++",
     // What a machine of few packages may lack.
     "ca-certificates",
     "openssl",

@@ -30,6 +30,7 @@ pub struct Config {
     pub(crate) default_pool: (Option<PoolName>, Source),
     pub(crate) log_max_size: (u64, Source),
     pub(crate) log_max_files: (u32, Source),
+    pub(crate) image_limit: (Option<u64>, Source),
     pub(crate) pools: Vec<Pool>,
     pub(crate) registries: Vec<FileRegistry>,
 }
@@ -98,6 +99,10 @@ impl Config {
             Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
             None => (implied_default(&pools), Source::Default),
         };
+        let image_limit = match file.image_limit {
+            Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
+            None => (None, Source::Default),
+        };
         let root = match file.root {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
@@ -114,6 +119,7 @@ impl Config {
             default_pool,
             log_max_size,
             log_max_files,
+            image_limit,
             pools,
             registries: file.registries,
         })
@@ -173,6 +179,12 @@ impl Config {
                 .hint(hint)
                 .allowed(names)
         })
+    }
+
+    /// The most that images may take up on the disk, in bytes: beyond it those that were used longest ago go. `None` is no
+    /// limit.
+    pub fn image_limit(&self) -> Option<u64> {
+        self.image_limit.0
     }
 
     /// The pool for whoever names none: `worker.default_pool`, else `default`, else the only one. `None` where several

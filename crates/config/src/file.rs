@@ -10,15 +10,17 @@ use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
 use crate::registries::{self, FileRegistry};
 use crate::settings::{self, Rule};
+use crate::size;
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 8] = [
+const WORKER: [&str; 9] = [
     "root",
     "container_runtime",
     "debug_mode",
     "default_pool",
     "log_max_size",
     "log_max_files",
+    "image_limit",
     "pools",
     "registries",
 ];
@@ -42,6 +44,7 @@ pub(crate) struct File {
     pub(crate) default_pool: Option<Given<PoolName>>,
     pub(crate) log_max_size: Option<Given<u64>>,
     pub(crate) log_max_files: Option<Given<u32>>,
+    pub(crate) image_limit: Option<Given<u64>>,
     pub(crate) pools: Vec<FilePool>,
     pub(crate) registries: Vec<FileRegistry>,
 }
@@ -100,6 +103,9 @@ impl File {
             }
             if let Some(entry) = keys.take("log_max_files") {
                 file.log_max_files = given(&entry, reader.number(&entry, 1, LogLimits::MAX_FILES)?);
+            }
+            if let Some(entry) = keys.take("image_limit") {
+                file.image_limit = given(&entry, size::read(reader, &entry)?);
             }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {

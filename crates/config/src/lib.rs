@@ -22,6 +22,7 @@ mod registries;
 mod select;
 mod settings;
 mod show;
+mod size;
 mod warning;
 
 pub use config::Config;

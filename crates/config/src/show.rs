@@ -64,6 +64,9 @@ impl Config {
         }
         worker.push(Shown::value("log_max_size", self.log_max_size.0, self.log_max_size.1));
         worker.push(Shown::value("log_max_files", self.log_max_files.0, self.log_max_files.1));
+        if let (Some(limit), source) = self.image_limit {
+            worker.push(Shown::value("image_limit", crate::size::show(limit), source));
+        }
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
         if !self.registries.is_empty() {
             worker.push(Shown::mapping("registries", self.registries.iter().map(shown_registry).collect()));

@@ -24,7 +24,7 @@ use crate::index::{self, Record};
 use crate::layout::{Layout, sync_directory};
 use crate::lock::Lock;
 use crate::source::{self, check_layer_type, digest_of};
-use crate::{Error, ErrorKind, Result, Store};
+use crate::{Error, ErrorKind, Limits, Result, Store};
 
 /// How long an interrupted blob waits for somebody to go on with it.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -210,8 +210,7 @@ pub struct Partial {
 impl Partial {
     fn open(layout: &Layout, wanted: &Wanted) -> Result<Option<Self>> {
         let path = partials(layout).join(wanted.digest.hex());
-        let is_stored =
-            || Blobs { layout, limits: crate::Limits::default() }.has(&wanted.digest, wanted.size);
+        let is_stored = || Blobs { layout, limits: Limits::default() }.has(&wanted.digest, wanted.size);
         let file = loop {
             if is_stored() {
                 return Ok(None);

@@ -7,6 +7,7 @@
 //!   trees/<hex>/     0700   one unpacked tree per manifest
 //!   block/<hex>.<fs> 0755   one read-only image per manifest; the VMs' users read it
 //!   accounts/<hex>/  0700   etc/passwd and etc/group of an image that has no tree
+//!   sizes/<hex>      0700   what a tree takes up
 //!   scratch/         0700   empty file systems, one per size
 //!   locks/           0700   never removed
 //!   tmp/             0700   everything unfinished
@@ -39,6 +40,7 @@ impl Layout {
         for (name, mode) in [
             ("trees", 0o700),
             ("accounts", 0o700),
+            ("sizes", 0o700),
             ("block", 0o755),
             ("scratch", 0o700),
             ("locks", 0o700),
@@ -72,6 +74,10 @@ impl Layout {
 
     pub(crate) fn tree(&self, manifest: &Digest) -> PathBuf {
         self.directory.join("trees").join(manifest.hex())
+    }
+
+    pub(crate) fn size(&self, hex: &str) -> PathBuf {
+        self.directory.join("sizes").join(hex)
     }
 
     pub(crate) fn accounts(&self, manifest: &Digest) -> PathBuf {

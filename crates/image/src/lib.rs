@@ -22,6 +22,9 @@ mod block;
 mod compression;
 mod error;
 mod export;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod ingest;
@@ -29,6 +32,7 @@ mod layout;
 mod lock;
 mod merge;
 mod progress;
+mod prune;
 mod remove;
 pub mod scratch;
 mod source;
@@ -44,4 +48,5 @@ pub use export::ExportFormat;
 pub use image::{Documents, Image, Layer};
 pub use ingest::{Ingest, Partial, Plan, Wanted};
 pub use progress::{Progress, Step};
+pub use prune::{InUse, Lease, Pruned, Unused};
 pub use store::Store;

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use beta9_types::{Digest, ImageReference};
 
-use crate::block::BlockFormat;
 use crate::index;
 use crate::lock::Lock;
 use crate::{Error, ErrorKind, Image, Result, Store};
@@ -37,16 +36,9 @@ impl Store {
         if !self.names(&image.digest)?.is_empty() {
             return Ok(0);
         }
-        for format in BlockFormat::ALL {
-            remove_file(&self.layout().block(&image.digest, format.as_str()))?;
-        }
-        let tree = self.layout().tree(&image.digest);
-        if tree.is_dir() {
-            // Out of sight first: half a tree must never be taken for a whole one.
-            let doomed = self.layout().temporary_directory()?;
-            let place = doomed.path().join("tree");
-            fs::rename(&tree, &place).map_err(|e| Error::io("remove", &tree, e))?;
-        }
+        // A container that is being made of it right now keeps it; a later prune takes it.
+        let Some(_unleased) = Lock::try_exclusive(&self.use_lock(&image.digest))? else { return Ok(0) };
+        self.discard_made(&image.digest)?;
         // The manifest goes last, so that what is left of an interrupted removal can still be read.
         let layers = image.layers.iter().map(|layer| layer.digest.clone());
         self.remove_blobs(layers.chain([self.config_digest(image)?, image.digest.clone()]).collect())

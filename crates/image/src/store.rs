@@ -335,6 +335,17 @@ impl Store {
         })
     }
 
+    /// The blobs that an image needs: its manifest, its configuration and its layers.
+    pub(crate) fn needed_by(&self, manifest: &Digest) -> Result<Vec<Digest>> {
+        let bytes = self.blobs().document(manifest)?;
+        let parsed: ImageManifest = parse_document(&bytes, "the image's manifest")?;
+        let mut needed = vec![manifest.clone(), source::digest_of(parsed.config())?];
+        for layer in parsed.layers() {
+            needed.push(source::digest_of(layer)?);
+        }
+        Ok(needed)
+    }
+
     fn not_found(&self, what: &str) -> Error {
         let message = format!(
             "image {what} is not in {}; pull it, or import it with `beta9-worker image import`",

@@ -101,7 +101,11 @@ fn run_to_end(mut command: Command, input: Stdio, reaper: Option<&Reaper>) -> Re
             Ok(())
         }
         Some(ChildExit::Code(code)) => {
-            Err(Error::new(ErrorKind::Tool, format!("{name} failed with code {code}{}", tail(&mut errors))))
+            let said = tail(&mut errors);
+            // As the C library words it, whatever the program makes of it.
+            let is_full = said.contains("No space left on device") || said.contains("Disk quota exceeded");
+            let kind = if is_full { ErrorKind::Full } else { ErrorKind::Tool };
+            Err(Error::new(kind, format!("{name} failed with code {code}{said}")))
         }
         Some(ChildExit::Signal(signal)) => {
             let message = format!("{name} was killed by signal {signal}{}", tail(&mut errors));

@@ -101,6 +101,11 @@ impl Pools {
         self.config.registries()
     }
 
+    /// The most that images may take up on the disk.
+    pub(crate) fn image_limit(&self) -> Option<u64> {
+        self.config.image_limit()
+    }
+
     /// Decides every pool's runtime now, pools beside each other.
     pub(crate) async fn prepare(&self) {
         let mut preparing = JoinSet::new();

@@ -240,5 +240,6 @@ enum Keep {
 }
 
 fn failed_write(error: io::Error) -> Error {
-    Error::caused(ErrorKind::Io, "cannot write its data", error)
+    let (kind, remedy) = Error::kind_of(&error);
+    Error::caused(kind, format!("cannot write its data{remedy}"), error)
 }

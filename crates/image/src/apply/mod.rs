@@ -125,12 +125,14 @@ fn times(modified: Timespec) -> Timestamps {
 fn cannot(operation: &str) -> impl Fn(Errno) -> Error + use<> {
     let operation = operation.to_owned();
     move |error| {
+        let source = std::io::Error::from(error);
+        let (kind, remedy) = Error::kind_of(&source);
         let remedy = match error {
             Errno::PERM | Errno::ACCESS => "; unpacking images needs root with its usual capabilities",
             Errno::OPNOTSUPP => "; the file system of the image store does not have it",
-            _ => "",
+            _ => remedy,
         };
-        Error::caused(ErrorKind::Io, format!("cannot {operation} it{remedy}"), error)
+        Error::caused(kind, format!("cannot {operation} it{remedy}"), source)
     }
 }
 

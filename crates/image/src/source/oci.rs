@@ -60,6 +60,13 @@ pub(super) fn import(
     Ok(Imported { manifest: manifest_digest, manifest_size, reference })
 }
 
+/// Looks for an image in an index that anybody may have made.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_index(bytes: &[u8]) -> Result<()> {
+    let index: ImageIndex = parse_document(bytes, "the index")?;
+    choose(&index, Path::new("image"), None).map(drop)
+}
+
 /// What an index calls an image.
 #[derive(Debug, PartialEq, Eq)]
 enum Name {

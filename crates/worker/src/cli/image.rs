@@ -33,6 +33,10 @@ pub(super) enum ImageCommand {
     /// A name is taken away; with an image's last name its content goes, unless a container needs it. The beginning of a
     /// digest means every name of that image.
     Rm(RmArgs),
+    /// Remove what no image needs any more.
+    ///
+    /// Images that a container has stay in any case, and so does what a container is being made of.
+    Prune(PruneArgs),
 }
 
 #[derive(Args)]
@@ -90,6 +94,16 @@ pub(super) struct RmArgs {
     images: Vec<String>,
 }
 
+#[derive(Args)]
+pub(super) struct PruneArgs {
+    /// Remove every image that no container has, too.
+    #[arg(short, long)]
+    all: bool,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: OutputFormat,
+}
+
 pub(super) async fn run(client: &mut Client, command: ImageCommand) -> Outcome {
     match command {
         ImageCommand::Import(args) => import(client, args).await,
@@ -98,6 +112,7 @@ pub(super) async fn run(client: &mut Client, command: ImageCommand) -> Outcome {
         ImageCommand::Inspect(args) => image_view::inspect(client, &args.images).await,
         ImageCommand::History(args) => image_view::history(client, &args.image, args.output).await,
         ImageCommand::Rm(args) => remove(client, args).await,
+        ImageCommand::Prune(args) => prune(client, args).await,
     }
 }
 
@@ -203,5 +218,20 @@ async fn list(client: &mut Client, args: LsArgs) -> Outcome {
         ]);
     }
     terminal::line(&table.trim_fmt())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn prune(client: &mut Client, args: PruneArgs) -> Outcome {
+    let request = api::PruneImagesRequest { all: args.all };
+    let api::PruneImagesResponse { images, freed_bytes } =
+        client.images.prune_images(request).await?.into_inner();
+    if args.output == OutputFormat::Json {
+        terminal::json(&json!({ "images": images, "freed_bytes": freed_bytes }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for image in images {
+        terminal::line(&image)?;
+    }
+    terminal::line(&format!("{} freed", terminal::bytes(freed_bytes)))?;
     Ok(ExitCode::SUCCESS)
 }

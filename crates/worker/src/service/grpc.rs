@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_image::{Step, Store};
+use beta9_image::{Step, Store, Unused};
 use beta9_types::{
     BindMount, ContainerId, ContainerRequest, ExecId, ImageReference, MemoryBytes, MountAccess,
 };
@@ -167,7 +167,8 @@ impl ImageService for Server {
             "" => None,
             tag => Some(tag.parse().map_err(Error::from)?),
         };
-        let root = self.worker.root.clone();
+        let worker = Arc::clone(&self.worker);
+        let root = worker.root.clone();
         let (sender, receiver) = mpsc::channel(PENDING);
         let answer = |message| Ok(api::ImportResponse { message: Some(message) });
         tokio::spawn(async move {
@@ -184,6 +185,9 @@ impl ImageService for Server {
                 store.import(std::path::Path::new(&path), tag.as_ref())
             })
             .await;
+            if let Ok(Ok(image)) = &imported {
+                worker.keep_image_limit(image.digest.clone()).await;
+            }
             let last = match imported {
                 Ok(Ok(image)) => answer(Message::Image((&image).into())),
                 Ok(Err(error)) => Err(image_error(error).into()),
@@ -192,6 +196,16 @@ impl ImageService for Server {
             let _ = sender.send(last).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<api::PruneImagesRequest>,
+    ) -> Result<Response<api::PruneImagesResponse>, Status> {
+        let unused = if request.into_inner().all { Unused::All } else { Unused::Dangling };
+        let pruned = self.worker.prune_images(unused).await?;
+        let images = pruned.images.iter().map(ToString::to_string).collect();
+        Ok(Response::new(api::PruneImagesResponse { images, freed_bytes: pruned.bytes }))
     }
 
     async fn list_images(

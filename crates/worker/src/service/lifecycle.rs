@@ -40,7 +40,8 @@ impl Worker {
         }
         // Nobody watches: who wants to see the progress pulls first.
         self.fulfil(wish, Arc::new(|_| {})).await?;
-        let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
+        // The lease keeps the image until the record does.
+        let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
         let log = self.log_limits(&request)?;
 
@@ -51,7 +52,7 @@ impl Worker {
             runtime: assigned.runtime,
             fallback_reason: assigned.fallback_reason,
             settings: assigned.settings,
-            image_digest: image.digest,
+            image_digest: image.digest.clone(),
             args: plan.args,
             rootfs,
             created_us: now_us(),
@@ -76,6 +77,7 @@ impl Worker {
             }
             return Err(error);
         }
+        self.keep_image_limit(image.digest).await;
         Ok(id)
     }
 
@@ -91,21 +93,21 @@ impl Worker {
         &self,
         reference: &ImageReference,
         assigned: &Assigned,
-    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image)> {
+    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image, beta9_image::Lease)> {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference).map_err(image_error)?;
+            let (image, lease) = store.claim(&reference).map_err(image_error)?;
             check_runs_here(&image)?;
             if is_microvm {
                 let block = store.block(&image).map_err(image_error)?;
                 let format = block.format.to_string();
                 let source = RootfsSource::Block { image: block.path, format, store: root };
                 let accounts = store.accounts(&image).map_err(image_error)?;
-                return Ok((source, accounts, image));
+                return Ok((source, accounts, image, lease));
             }
             let tree = store.tree(&image).map_err(image_error)?;
-            Ok((RootfsSource::Tree(tree.clone()), tree, image))
+            Ok((RootfsSource::Tree(tree.clone()), tree, image, lease))
         })
         .await?
     }
@@ -330,6 +332,7 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
         beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
         beta9_image::ErrorKind::Full => ErrorKind::Precondition,
+        beta9_image::ErrorKind::Busy => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

@@ -12,6 +12,7 @@ mod images;
 mod launch;
 mod lifecycle;
 mod logs;
+mod prune;
 mod streams;
 mod view;
 
