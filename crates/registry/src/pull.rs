@@ -1,6 +1,6 @@
 //! Pulling: from a name to an image in the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use beta9_image::{Image, Ingest, Partial, Plan, Store, Wanted};
 use beta9_types::{Digest, ImageReference, Platform, RegistryHost};
@@ -94,6 +94,7 @@ impl Registries {
             repository,
             watch: Arc::clone(watch),
             wanted: Mutex::default(),
+            config: OnceLock::new(),
             stop: watch::Sender::new(false),
         });
         let manifest = fetcher.image(pull).await;
@@ -130,6 +131,7 @@ struct Fetcher {
     watch: Arc<dyn Watch>,
     /// What the image asks for, once that is known.
     wanted: Mutex<Vec<Wanted>>,
+    config: OnceLock<Digest>,
     /// Whether a layer has failed, and the others need not go on.
     stop: watch::Sender<bool>,
 }
@@ -146,6 +148,7 @@ impl Fetcher {
         .bytes;
         let plan = self.ingest.plan(&manifest)?;
         self.wanted.lock().await.extend(plan.layers.iter().chain([&plan.config]).cloned());
+        let _ = self.config.set(plan.config.digest.clone());
         for layer in &plan.layers {
             self.tell(layer, Status::Waiting, 0);
         }
@@ -339,6 +342,10 @@ impl Fetcher {
     }
 
     fn tell(&self, wanted: &Wanted, status: Status, done: u64) {
+        // The configuration is no layer.
+        if self.config.get() == Some(&wanted.digest) {
+            return;
+        }
         self.watch.see(Transfer { digest: wanted.digest.clone(), status, done, total: wanted.size });
     }
 }

@@ -1,5 +1,7 @@
 //! Registries that lie, stop, stall, send too much or send us elsewhere: one clear error each, and nothing left.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 mod common;
 
 use std::sync::Arc;
@@ -341,7 +343,11 @@ async fn a_busy_registry_is_asked_again() {
     let count = AtomicUsize::new(0);
     let ours = image.clone();
     let fake = Fake::start(move |asked| {
-        if count.fetch_add(1, Ordering::Relaxed) % 2 == 0 { full(503, "") } else { honest(&ours, asked) }
+        if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            full(503, "")
+        } else {
+            honest(&ours, asked)
+        }
     })
     .await;
     let directory = tempfile::tempdir().unwrap();

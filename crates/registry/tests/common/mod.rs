@@ -158,6 +158,17 @@ pub fn impatient() -> Registries {
     })
 }
 
+/// A registry that is honest about everything but layers.
+pub fn honest_but(
+    image: Fixture,
+    layer: impl Fn(&fake::Asked) -> hyper::Response<fake::Body> + Send + Sync + 'static,
+) -> impl Fn(&fake::Asked) -> hyper::Response<fake::Body> + Send + Sync + 'static {
+    move |asked| {
+        let is_layer = image.layers.iter().any(|digest| asked.path.ends_with(digest.as_str()));
+        if is_layer { layer(asked) } else { fake::honest(&image, asked) }
+    }
+}
+
 /// What was said about layers.
 #[derive(Clone, Default)]
 pub struct Seen(Arc<Mutex<Vec<Transfer>>>);

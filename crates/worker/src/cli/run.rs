@@ -8,7 +8,7 @@ use clap::Args;
 use crate::api;
 use crate::cli::attach::attach;
 use crate::cli::pull::{self, ImageFlags};
-use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal, is_not_its_own};
+use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal};
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
 use crate::detach_keys::DetachKeys;

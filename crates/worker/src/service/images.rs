@@ -107,6 +107,7 @@ impl Worker {
         let pull = Pull { reference, platform, plain_http, credentials, mirror_credentials };
         let image = registries.pull(&self.store, pull, watch).await.map_err(registry_error)?;
         tracing::info!(image = %image.reference, digest = %image.digest, "image pulled");
+        self.keep_image_limit(image.digest.clone()).await;
         Ok(image)
     }
 
@@ -204,7 +205,8 @@ impl Worker {
     /// A container of that image, if there is one.
     fn user_of(&self, image: &Digest) -> Result<Option<String>> {
         for id in self.ids()? {
-            if let Ok(Some((_, record))) = self.by_id(&id)
+            // A record that cannot be read is an error: its image must not be lost.
+            if let Some((_, record)) = self.by_id(&id)?
                 && record.image_digest == *image
             {
                 return Ok(Some(id.short().to_owned()));
