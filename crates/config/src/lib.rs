@@ -18,6 +18,7 @@ mod near;
 mod node;
 mod pool;
 mod reader;
+mod registries;
 mod select;
 mod settings;
 mod show;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime, SignalTarget};
@@ -16,15 +16,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
+use crate::attach::Reserved;
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::exec::Execs;
 use crate::lock::try_lock;
 use crate::log::{LogWriter, Stream};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
 use crate::server::{Command, Server};
-use crate::stdio::{self, HostStdio, SharedLog, Stdin};
+use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
 use crate::{recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
@@ -79,19 +82,26 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     marks.reach(Phase::SupervisorStarted);
     let starting = StateFile { state: ContainerState::Starting, cleaned: false, marks: marks.all() };
     starting.write(&directory)?;
-    let (updates, watcher) = watch::channel(Update { state: starting, log_bytes: 0 });
+    let (updates, watcher) = watch::channel(Update { state: starting });
     let (commands, inbox) = mpsc::channel(16);
-    let log = SharedLog::new(LogWriter::create(&directory.log())?, updates.clone());
+    let log = SharedLog::new(LogWriter::create(&directory.log(), record.log)?);
     let stdin = if record.request.stdin { Stdin::Open } else { Stdin::Null };
-    let (container_stdio, host_stdio) =
-        stdio::open(stdin).map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
+    let terminal = record.request.terminal;
+    let (container_stdio, host_stdio) = stdio::open(stdin, terminal)
+        .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
     let HostStdio { stdin, stdout, stderr } = host_stdio;
+    let reserved = Reserved::at(record.request.attach.then(|| log.oldest()));
+    let execs = Arc::new(Execs::default());
 
     stop_on_terminate(commands.clone())?;
     let server = Arc::new(Server {
         commands,
         updates: watcher,
-        stdin: Mutex::new(stdin),
+        stdin: Arc::new(Input::open(stdin, terminal)),
+        log: log.clone(),
+        reserved: Arc::clone(&reserved),
+        attached: TaskTracker::new(),
+        execs: Arc::clone(&execs),
         end_was_seen: Notify::new(),
     });
     let (open, closing) = oneshot::channel();
@@ -105,10 +115,14 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     let cgroup = cgroup(&record.id);
     let runtime = runtimes::build(record.runtime, &record.settings, reaper)
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
-    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
+    let reaper = reaper.clone();
+    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, execs };
     life.run(container_stdio, pumps, log).await;
+    // Whoever ran the container may not have attached yet when it was quick; then its output is here and nowhere else.
+    let _ = timeout(LINGER, reserved.gone()).await;
+    drop(reserved.take());
     if life.record.request.auto_remove {
-        // Whoever ran the container may not have attached yet when it was quick.
+        // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
         recover::forget(&life.directory, &life.record);
     }
@@ -167,6 +181,7 @@ struct Life {
     cgroup: Cgroup,
     runtime: Box<dyn Runtime>,
     reaper: Reaper,
+    execs: Arc<Execs>,
 }
 
 impl Life {
@@ -185,6 +200,7 @@ impl Life {
         // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
         self.publish(ContainerState::Exited(exit.clone()), false);
         drain(pumps).await;
+        self.execs.close().await;
         self.give_back(container.as_deref_mut()).await;
         self.marks.reach(Phase::Cleaned);
         self.publish(ContainerState::Exited(exit), true);
@@ -222,6 +238,7 @@ impl Life {
         match started {
             Ok(container) => {
                 self.marks.reach(Phase::Running);
+                self.execs.open(container.processes());
                 self.publish(ContainerState::Running { pid: container.pid() }, false);
                 Ok(container)
             }

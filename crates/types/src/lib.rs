@@ -8,8 +8,10 @@ mod chain;
 mod digest;
 mod exit;
 mod id;
+mod log_limits;
 mod platform;
 mod pool_name;
+mod pull_policy;
 mod reference;
 mod registry;
 mod request;
@@ -17,13 +19,16 @@ mod runtime_kind;
 mod settings;
 mod size;
 mod state;
+mod terminal;
 
 pub use chain::chain;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
+pub use log_limits::LogLimits;
 pub use platform::Platform;
 pub use pool_name::PoolName;
+pub use pull_policy::PullPolicy;
 pub use reference::ImageReference;
 pub use registry::{RegistryHost, RegistrySettings};
 pub use request::{BindMount, ContainerRequest, MountAccess, User};
@@ -31,6 +36,7 @@ pub use runtime_kind::{RuntimeChoice, RuntimeKind};
 pub use settings::{QemuAccel, RuntimeSettings};
 pub use size::{MemoryBytes, MemoryMib};
 pub use state::{ContainerState, Phase, PhaseMark};
+pub use terminal::TerminalSize;
 
 /// A value from outside that is not what it claims to be. The message names the value and the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -153,7 +153,7 @@ pub fn pull(name: &str) -> Pull {
 pub fn impatient() -> Registries {
     Registries::default().with_waits(Waits {
         connect: Duration::from_secs(5),
-        idle: Duration::from_millis(600),
+        idle: Duration::from_millis(400),
         retry: Duration::from_millis(5),
     })
 }

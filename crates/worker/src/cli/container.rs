@@ -31,6 +31,9 @@ pub(super) struct KillArgs {
     /// The signal, by name (KILL, SIGTERM) or number.
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse_signal)]
     signal: i32,
+    /// Send it to every process of the container, not only to its main one.
+    #[arg(short, long)]
+    all: bool,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -66,7 +69,8 @@ pub(super) async fn stop(client: &mut Client, args: StopArgs) -> Outcome {
 
 pub(super) async fn kill(client: &mut Client, args: KillArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request = api::KillRequest { container: container.clone(), signal: args.signal, all: false };
+        let (signal, all, exec) = (args.signal, args.all, String::new());
+        let request = api::KillRequest { container: container.clone(), signal, all, exec };
         client.containers.kill(request).await?;
         terminal::line(&container)
     })

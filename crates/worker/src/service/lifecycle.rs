@@ -3,16 +3,20 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, TerminalSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
+use crate::service::images::{Wish, check_runs_here};
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
@@ -24,14 +28,22 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+        wish: Wish,
+    ) -> Result<ContainerId> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
+        // Nobody watches: who wants to see the progress pulls first.
+        self.fulfil(wish, Arc::new(|_| {})).await?;
         // The lease keeps the image until the record does.
         let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        let log = self.log_limits(&request)?;
 
         let record = Record {
             id: id.clone(),
@@ -44,6 +56,8 @@ impl Worker {
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            log,
+            tree,
             request,
         };
         let directory = ContainerDirectory::of(&self.root, &id);
@@ -67,6 +81,13 @@ impl Worker {
         Ok(id)
     }
 
+    /// What the request says, over what the worker says.
+    fn log_limits(&self, request: &ContainerRequest) -> Result<LogLimits> {
+        let defaults = self.pools.log_limits();
+        let max_size = request.log_max_size.unwrap_or(defaults.max_size);
+        Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
+    }
+
     /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
@@ -76,18 +97,19 @@ impl Worker {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let (image, lease) = store.claim(&reference)?;
+            let (image, lease) = store.claim(&reference).map_err(image_error)?;
+            check_runs_here(&image)?;
             if is_microvm {
-                let block = store.block(&image)?;
+                let block = store.block(&image).map_err(image_error)?;
                 let format = block.format.to_string();
                 let source = RootfsSource::Block { image: block.path, format, store: root };
-                return Ok((source, store.accounts(&image)?, image, lease));
+                let accounts = store.accounts(&image).map_err(image_error)?;
+                return Ok((source, accounts, image, lease));
             }
-            let tree = store.tree(&image)?;
+            let tree = store.tree(&image).map_err(image_error)?;
             Ok((RootfsSource::Tree(tree.clone()), tree, image, lease))
         })
         .await?
-        .map_err(image_error)
     }
 
     fn claim_name(&self, record: &Record) -> Result<()> {
@@ -191,6 +213,23 @@ impl Worker {
         Ok(Supervisor::of(directory).signal(signal, all).await?)
     }
 
+    /// Sends a signal to a process that was executed in a container.
+    pub(super) async fn kill_exec(&self, container: &str, exec: ExecId, signal: i32) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).signal_exec(exec, signal).await?)
+    }
+
+    /// Changes the size of a terminal.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        exec: Option<ExecId>,
+        size: TerminalSize,
+    ) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).resize(exec, size).await?)
+    }
+
     /// Removes a container's record; with `force` after killing it.
     pub(super) async fn remove(&self, container: &str, force: bool) -> Result<()> {
         let (directory, record) = self.find(container)?;
@@ -291,6 +330,8 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Full => ErrorKind::Precondition,
         beta9_image::ErrorKind::Busy => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };

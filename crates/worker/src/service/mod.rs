@@ -4,12 +4,16 @@
 //! answer for those that run. Two workers on one root see the same containers.
 
 mod attach;
+mod exec;
 mod find;
 mod follow;
 mod grpc;
+mod images;
 mod launch;
 mod lifecycle;
+mod logs;
 mod prune;
+mod streams;
 mod view;
 
 use std::path::{Path, PathBuf};

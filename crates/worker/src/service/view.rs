@@ -40,6 +40,8 @@ impl From<Described> for api::Container {
             mounts: request.mounts.iter().map(api::Mount::from).collect(),
             memory_bytes: request.memory.map_or(0, |memory| memory.get()),
             env_names: request.env.iter().map(env_name).collect(),
+            terminal: request.terminal.is_some(),
+            stdin: request.stdin,
         }
     }
 }

@@ -37,6 +37,10 @@ fn request(command: &[&str]) -> ContainerRequest {
         pool: None,
         stdin: false,
         auto_remove: false,
+        terminal: None,
+        attach: false,
+        log_max_size: None,
+        log_max_files: None,
     }
 }
 
