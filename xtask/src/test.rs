@@ -87,6 +87,10 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
     let test = |arguments: &[&str], environment: &[(&str, &str)], flags: &[&str]| {
         let mut test = command(&cargo(), ["test", "--quiet", "--no-fail-fast"]);
         test.args(arguments).current_dir(project.root()).env("PATH", &path);
+        if options.all {
+            // Bytes that a story sends through a container and back.
+            test.env("BETA9_ROUND_TRIP", "100000000");
+        }
         test.envs(environment.iter().copied());
         test.arg("--").args(flags).args(&options.arguments);
         test

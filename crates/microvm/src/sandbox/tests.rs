@@ -19,6 +19,8 @@ use beta9_wire::{
     StreamKind, StreamOpen, ToGuest, WritableLayer, decode, read_frame, write_data, write_message,
 };
 
+mod execs;
+
 use super::*;
 use crate::engine::{Host, Process, Tail, VSOCK, VmDirectory};
 use crate::guest_spec::{Stdin, translate};

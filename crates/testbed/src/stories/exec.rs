@@ -108,7 +108,7 @@ fn an_exec_in_the_background_goes_on_by_itself(world: &World<'_>) -> Result<()> 
     let finished = container.exec(&["-d"], &["sh", "-c", script]).finish()?.ends_with(0)?;
     ensure!(finished.stdout.is_empty(), "expected no output\n{finished}");
     let wait =
-        "for try in $(seq 100); do test -f /tmp/done && cat /tmp/done && exit; sleep 0.2; done; exit 1";
+        "for try in $(seq 100); do test -s /tmp/done && cat /tmp/done && exit; sleep 0.2; done; exit 1";
     container.exec(&[], &["sh", "-c", wait]).finish()?.prints("done")?;
     container.exec(&["-d"], &["no-such-program"]).finish()?.ends_with(127)?;
     Ok(())
@@ -181,7 +181,7 @@ fn an_exec_outlives_its_client(world: &World<'_>) -> Result<()> {
     exec.signal(Signal::KILL)?;
     exec.finish()?;
     let wait =
-        "for try in $(seq 100); do test -f /tmp/done && cat /tmp/done && exit; sleep 0.2; done; exit 1";
+        "for try in $(seq 100); do test -s /tmp/done && cat /tmp/done && exit; sleep 0.2; done; exit 1";
     container.exec(&[], &["sh", "-c", wait]).finish()?.prints("done")?;
     Ok(())
 }
