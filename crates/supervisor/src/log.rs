@@ -39,13 +39,19 @@ impl Stream {
 pub(crate) struct LogWriter {
     file: File,
     length: u64,
+    /// Where this start of the container began.
+    start: u64,
     buffer: Vec<u8>,
 }
 
 impl LogWriter {
+    /// Opens the log, after what an earlier start of the container wrote.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| Error::file("create", path, e))?;
-        Ok(Self { file, length: 0, buffer: Vec::new() })
+        let mut options = File::options();
+        let file =
+            options.append(true).create(true).open(path).map_err(|e| Error::file("create", path, e))?;
+        let length = file.metadata().map_err(|e| Error::file("look at", path, e))?.len();
+        Ok(Self { file, length, start: length, buffer: Vec::new() })
     }
 
     /// Appends what was read from a stream. Returns the log's new length.
@@ -69,10 +75,18 @@ impl LogWriter {
 
     /// Throws away what was written: used when a start failed and the words in the log are the runtime's own.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        io::Seek::rewind(&mut self.file)?;
-        self.length = 0;
+        self.file.set_len(self.start)?;
+        self.length = self.start;
         Ok(())
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The container is started again: what is there now stays.
+    pub(crate) fn keep(&mut self) {
+        self.start = self.length;
     }
 }
 

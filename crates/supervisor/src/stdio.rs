@@ -76,7 +76,12 @@ impl SharedLog {
         if let Err(error) = self.lock().clear() {
             tracing::warn!(%error, "log could not be cleared");
         }
-        self.updates.send_modify(|update| update.log_bytes = 0);
+        let length = self.lock().length();
+        self.updates.send_modify(|update| update.log_bytes = length);
+    }
+
+    pub(crate) fn keep(&self) {
+        self.lock().keep();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LogWriter> {

@@ -8,6 +8,7 @@ mod chain;
 mod digest;
 mod exit;
 mod id;
+mod options;
 mod pool_name;
 mod reference;
 mod request;
@@ -20,6 +21,11 @@ pub use chain::chain;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
+pub use options::{
+    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
+    LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
+    Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit,
+};
 pub use pool_name::PoolName;
 pub use reference::ImageReference;
 pub use request::{BindMount, ContainerRequest, MountAccess, User};

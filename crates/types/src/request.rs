@@ -2,7 +2,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerName, ImageReference, MemoryBytes, ParseError, RuntimeChoice, string_newtype};
+use crate::{
+    ContainerName, ContainerOptions, ImageReference, MemoryBytes, ParseError, RuntimeChoice, string_newtype,
+};
 
 /// What a caller asks for. Every field is what the user said; what it became is in the container's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct ContainerRequest {
     /// Whether the record goes away with the container.
     #[serde(default)]
     pub auto_remove: bool,
+    /// docker's further options.
+    #[serde(default)]
+    pub options: ContainerOptions,
 }
 
 /// `user[:group]`, by name or number, resolved against the image's own files at start.

@@ -1,8 +1,10 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+mod cidfile;
 mod config;
 mod container;
 mod doctor;
+mod flags;
 mod image;
 mod init;
 mod inspect;
@@ -63,6 +65,14 @@ pub(crate) enum OutputFormat {
 enum Command {
     /// Create a container from an image and run it.
     Run(Box<run::RunArgs>),
+    /// Create a container and start nothing yet: `start` does.
+    Create(Box<run::RunArgs>),
+    /// Start containers that were created or are over.
+    Start(container::StartArgs),
+    /// Stop containers if they run, and start them again.
+    Restart(container::StopArgs),
+    /// Give a container another name.
+    Rename(container::RenameArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -71,7 +81,7 @@ enum Command {
     Wait(container::WaitArgs),
     /// Show everything known of containers, as JSON or as a timeline.
     Inspect(inspect::InspectArgs),
-    /// Stop containers: SIGTERM, then SIGKILL after a grace period.
+    /// Stop containers: their stop signal, then SIGKILL after a grace period.
     Stop(container::StopArgs),
     /// Send a signal to containers.
     Kill(container::KillArgs),
@@ -180,6 +190,10 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                 let mut client = Client::connect(global).await?;
                 match command {
                     Command::Run(args) => run::run(&mut client, *args).await,
+                    Command::Create(args) => run::create(&mut client, *args).await,
+                    Command::Start(args) => container::start(&mut client, args).await,
+                    Command::Restart(args) => container::restart(&mut client, args).await,
+                    Command::Rename(args) => container::rename(&mut client, args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

@@ -1,6 +1,7 @@
 //! `run`: create, start, attach, and return the container's exit code.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use beta9_types::{BindMount, MemoryBytes, MountAccess};
@@ -11,6 +12,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api;
+use crate::cli::cidfile::CidFile;
+use crate::cli::flags::Options;
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
 use crate::terminal;
@@ -32,7 +35,7 @@ Exit codes: the command's own; 128+n when signal n ended it; 137 when it ran out
 125 when the container could not be run, 126 when the command cannot be executed, 127 when it does not exist.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub(super) struct RunArgs {
     /// Remove the container when it is over.
     #[arg(long)]
@@ -62,8 +65,16 @@ pub(super) struct RunArgs {
     #[arg(long)]
     name: Option<String>,
     /// Host name inside the container; the beginning of its id where absent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Write the container's id to this file, which must not exist.
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Print this help.
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    options: Options,
     /// Run in exactly this runtime: runc, gvisor, firecracker, qemu, or microvm for whichever VM works here.
     /// It never falls back to another.
     #[arg(long, value_name = "RUNTIME")]
@@ -87,11 +98,7 @@ pub(super) async fn run(client: &mut Client, args: RunArgs) -> Outcome {
 
 async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     let (detach, interactive) = (args.detach, args.interactive);
-    let created = client.containers.create(request(args)?).await?.into_inner();
-    for warning in created.warnings {
-        terminal::warning(&warning);
-    }
-    let id = created.id;
+    let id = create_from(client, args).await?;
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
@@ -104,12 +111,35 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     attach(client, id, interactive).await
 }
 
-fn failed_start(exit: &api::Exit) -> Failure {
+/// `create`: everything of a run up to its start.
+pub(super) async fn create(client: &mut Client, args: RunArgs) -> Outcome {
+    if args.detach {
+        return Err(Failure::new("create starts nothing, so there is nothing to detach from: leave -d out")
+            .with_code(OUR_FAILURE));
+    }
+    let id = create_from(client, args).await?;
+    terminal::line(&id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create_from(client: &mut Client, args: RunArgs) -> Result<String, Failure> {
+    let cidfile = args.cidfile.as_deref().map(CidFile::claim).transpose()?;
+    let created = client.containers.create(request(args)?).await?.into_inner();
+    for warning in created.warnings {
+        terminal::warning(&warning);
+    }
+    if let Some(cidfile) = cidfile {
+        cidfile.write(&created.id)?;
+    }
+    Ok(created.id)
+}
+
+pub(super) fn failed_start(exit: &api::Exit) -> Failure {
     Failure::new(exit.message.clone()).with_code(u8::try_from(exit.code).unwrap_or(OUR_FAILURE))
 }
 
 /// Passes streams and signals until the container is over.
-async fn attach(client: &mut Client, id: String, interactive: bool) -> Outcome {
+pub(super) async fn attach(client: &mut Client, id: String, interactive: bool) -> Outcome {
     use api::attach_response::Message;
     let (input, messages) = mpsc::channel(4);
     let open = api::attach_request::Message::Open(api::AttachOpen { container: id.clone() });
@@ -201,7 +231,7 @@ const SIGKILL: i32 = 9;
 
 fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
     let mounts = args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?;
-    Ok(api::CreateRequest {
+    let mut request = api::CreateRequest {
         image: args.image,
         command: args.command,
         env: args.env.into_iter().filter_map(variable).collect(),
@@ -215,12 +245,14 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         pool: args.pool.unwrap_or_default(),
         stdin: args.interactive,
         auto_remove: args.rm,
-        id: String::new(),
-    })
+        ..api::CreateRequest::default()
+    };
+    args.options.apply(&mut request)?;
+    Ok(request)
 }
 
 /// docker's rule: a name alone takes the value from here, and is left out where it has none.
-fn variable(text: String) -> Option<String> {
+pub(super) fn variable(text: String) -> Option<String> {
     if text.contains('=') {
         return Some(text);
     }

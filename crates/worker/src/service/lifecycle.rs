@@ -1,14 +1,14 @@
 //! What can be done with a container.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference};
+use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference, RestartPolicy};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
@@ -24,13 +24,26 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+    ) -> Result<(ContainerId, Vec<String>)> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
         let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
-        let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        let directory = ContainerDirectory::of(&self.root, &id);
+        let place = spec::Place {
+            id: &id,
+            directory: directory.path(),
+            tree: &tree,
+            runtime: assigned.runtime,
+            settings: &assigned.settings,
+            host: &spec::HostLimits::of_host(),
+        };
+        let plan = spec::plan(&place, &request, &image.config)?;
 
         let record = Record {
             id: id.clone(),
@@ -43,11 +56,14 @@ impl Worker {
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            labels: plan.labels,
+            stop_signal: plan.stop_signal,
+            stop_timeout: plan.stop_timeout,
             request,
         };
-        let directory = ContainerDirectory::of(&self.root, &id);
         claim_directory(&directory, &id)?;
-        let written = self.claim_name(&record).and_then(|()| {
+        let written = self.claim_name(&record.request.name, &id).and_then(|()| {
+            write_files(directory.path(), &plan.files)?;
             plan.spec
                 .save(directory.spec())
                 .map_err(|e| Error::internal(format!("write {}", directory.spec().display()), e))?;
@@ -62,7 +78,7 @@ impl Worker {
             }
             return Err(error);
         }
-        Ok(id)
+        Ok((id, plan.warnings))
     }
 
     /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
@@ -88,31 +104,22 @@ impl Worker {
         .map_err(image_error)
     }
 
-    fn claim_name(&self, record: &Record) -> Result<()> {
-        let Some(name) = &record.request.name else { return Ok(()) };
-        let path = self.name_file(name);
-        let claimed = fs::OpenOptions::new().create_new(true).write(true).open(&path);
-        match claimed.and_then(|mut file| file.write_all(record.id.as_str().as_bytes())) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let text =
-                    format!("container name {name} is taken: remove that container, or choose another name");
-                Err(Error::new(ErrorKind::Taken, text))
-            }
-            Err(e) => Err(Error::internal(format!("claim {}", path.display()), e)),
-        }
-    }
-
-    /// Starts a created container; returns when its process runs or its start failed.
+    /// Starts a container that was created or is over; returns when its process runs or its start failed.
     pub(super) async fn start(&self, container: &str) -> Result<Described> {
         let (directory, record) = self.find(container)?;
-        if StateFile::read(&directory)?.state != ContainerState::Created {
-            let text = format!("container {} was started before: create another one", record.id.short());
-            return Err(Error::new(ErrorKind::Precondition, text));
+        if !self.is_over(&directory).await? {
+            // What was wanted is so already.
+            return self.described(directory, record).await;
         }
         launch::start(&directory).await?;
         let state = Follower::new(directory, Until::Started).last().await?;
         Ok(Described { record, state })
+    }
+
+    /// Stops a container if it runs, and starts it again.
+    pub(super) async fn restart(&self, container: &str, grace: Option<Duration>) -> Result<Described> {
+        self.stop(container, grace).await?;
+        self.start(container).await
     }
 
     /// Waits for a container's end.
@@ -166,9 +173,10 @@ impl Worker {
         Ok(Described { record, state })
     }
 
-    /// SIGTERM, and SIGKILL after `grace`; returns when the container is gone.
-    pub(super) async fn stop(&self, container: &str, grace: Duration) -> Result<()> {
-        let (directory, _) = self.find(container)?;
+    /// Its stop signal, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
+    pub(super) async fn stop(&self, container: &str, grace: Option<Duration>) -> Result<()> {
+        let (directory, record) = self.find(container)?;
+        let grace = grace.unwrap_or_else(|| Duration::from_secs(record.stop_timeout.into()));
         if self.is_over(&directory).await? {
             return Ok(());
         }
@@ -231,9 +239,15 @@ impl Worker {
                 launch::recover(&directory).await?;
                 if record.request.auto_remove {
                     blocking(move || forget(&directory, &record)).await?;
+                    continue;
                 }
             } else if matches!(StateFile::read(&directory)?.state, ContainerState::Running { .. }) {
                 running += 1;
+            }
+            if by_policy(&record, &StateFile::read(&directory)?)
+                && let Err(error) = self.start(record.id.as_str()).await
+            {
+                tracing::warn!(container = %record.id, error = crate::error::chain(&error), "container is not restarted");
             }
         }
         if running + lost > 0 {
@@ -251,6 +265,27 @@ impl Follower {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a worker that begins to serve starts the container: docker's rule, which a lost supervisor falls under, too.
+fn by_policy(record: &Record, state: &StateFile) -> bool {
+    let is_over = state.cleaned && state.state.exit().is_some();
+    is_over
+        && match record.request.options.life.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::UnlessStopped => !state.stopped,
+            RestartPolicy::No | RestartPolicy::OnFailure(_) => false,
+        }
+}
+
+fn write_files(directory: &Path, files: &[spec::GeneratedFile]) -> Result<()> {
+    for file in files {
+        let path = file.path(directory);
+        let made =
+            path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, &file.content));
+        made.map_err(|e| Error::internal(format!("write {}", path.display()), e))?;
+    }
+    Ok(())
 }
 
 /// A directory without a record is a create that was interrupted, unless it is so young that it may be under way.

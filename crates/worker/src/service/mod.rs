@@ -9,6 +9,8 @@ mod follow;
 mod grpc;
 mod launch;
 mod lifecycle;
+mod names;
+mod options;
 mod view;
 
 use std::path::{Path, PathBuf};

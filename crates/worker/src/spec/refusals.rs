@@ -1,0 +1,39 @@
+//! What one runtime cannot do and others can, by the name of the flag.
+
+use beta9_types::{ContainerRequest, RuntimeKind, SeccompChoice};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Refuses what `runtime` would silently leave out.
+pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
+    if runtime != RuntimeKind::Gvisor {
+        return Ok(());
+    }
+    let options = &request.options;
+    let refused = [
+        (
+            matches!(options.process.seccomp, SeccompChoice::Profile(_)),
+            "--security-opt seccomp=FILE",
+            "its own kernel is the filter",
+        ),
+        (
+            options.limits.pids.is_some(),
+            "--pids-limit",
+            "it would limit the sandbox's threads; use --ulimit nproc=",
+        ),
+        (!options.files.devices.is_empty(), "--device", "its kernel drives no devices of the host"),
+        (
+            !options.files.sysctls.is_empty(),
+            "--sysctl",
+            "its kernel's settings cannot be changed from outside",
+        ),
+    ];
+    match refused.iter().find(|(asked, ..)| *asked) {
+        Some((_, flag, why)) => {
+            let text =
+                format!("gvisor does not support {flag}: {why}; leave it out, or choose another --runtime");
+            Err(Error::new(ErrorKind::Invalid, text))
+        }
+        None => Ok(()),
+    }
+}
