@@ -3,11 +3,11 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, PoolName, RuntimeChoice, RuntimeKind};
+use beta9_types::{Digest, LogLimits, PoolName, RuntimeChoice, RuntimeKind};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
-use crate::file::{File, FilePool};
+use crate::file::{File, FilePool, Given};
 use crate::near::nearest;
 use crate::node;
 use crate::pool::{Pool, Source};
@@ -26,6 +26,8 @@ pub struct Config {
     pub(crate) runtime: (RuntimeChoice, Source),
     pub(crate) debug_mode: (bool, Source),
     pub(crate) default_pool: (Option<PoolName>, Source),
+    pub(crate) log_max_size: (u64, Source),
+    pub(crate) log_max_files: (u32, Source),
     pub(crate) pools: Vec<Pool>,
 }
 
@@ -97,7 +99,20 @@ impl Config {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
         };
-        Ok(Self { file: None, loaded_hash: None, root, runtime, debug_mode, default_pool, pools })
+        let log = LogLimits::default();
+        let log_max_size = or_default(file.log_max_size, log.max_size);
+        let log_max_files = or_default(file.log_max_files, log.max_files);
+        Ok(Self {
+            file: None,
+            loaded_hash: None,
+            root,
+            runtime,
+            debug_mode,
+            default_pool,
+            log_max_size,
+            log_max_files,
+            pools,
+        })
     }
 
     /// The file it came from.
@@ -125,6 +140,11 @@ impl Config {
         self.debug_mode.0
     }
 
+    /// How much of a container's output is kept where its request does not say.
+    pub fn log_limits(&self) -> LogLimits {
+        LogLimits { max_size: self.log_max_size.0, max_files: self.log_max_files.0 }
+    }
+
     /// Every pool, in the file's order; never empty.
     pub fn pools(&self) -> &[Pool] {
         &self.pools
@@ -150,6 +170,13 @@ impl Config {
     pub fn default_pool(&self) -> Option<&Pool> {
         let name = self.default_pool.0.as_ref()?;
         self.pools.iter().find(|pool| pool.name == *name)
+    }
+}
+
+fn or_default<T>(given: Option<Given<T>>, default: T) -> (T, Source) {
+    match given {
+        Some(given) => (given.value, Source::WorkerKey { line: given.line }),
+        None => (default, Source::Default),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use beta9_types::{PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
+use beta9_types::{LogLimits, PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
 
 use crate::error::{ErrorKind, Position, Result};
 use crate::near::nearest;
@@ -11,7 +11,8 @@ use crate::reader::{Entry, Reader, camel_case};
 use crate::settings::{self, Rule};
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 5] = ["root", "container_runtime", "debug_mode", "default_pool", "pools"];
+const WORKER: [&str; 7] =
+    ["root", "container_runtime", "debug_mode", "default_pool", "log_max_size", "log_max_files", "pools"];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
 const MAX_POOLS: usize = 256;
@@ -30,6 +31,8 @@ pub(crate) struct File {
     pub(crate) container_runtime: Option<Given<RuntimeChoice>>,
     pub(crate) debug_mode: Option<Given<bool>>,
     pub(crate) default_pool: Option<Given<PoolName>>,
+    pub(crate) log_max_size: Option<Given<u64>>,
+    pub(crate) log_max_files: Option<Given<u32>>,
     pub(crate) pools: Vec<FilePool>,
 }
 
@@ -77,6 +80,12 @@ impl File {
                 }
                 debug_mode = Some(entry);
             }
+            if let Some(entry) = keys.take("log_max_size") {
+                file.log_max_size = given(&entry, log_size(reader, &entry)?);
+            }
+            if let Some(entry) = keys.take("log_max_files") {
+                file.log_max_files = given(&entry, reader.number(&entry, 1, LogLimits::MAX_FILES)?);
+            }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {
                 file.pools = pools(reader, &entry)?;
@@ -94,6 +103,21 @@ impl File {
 
 fn given<T>(entry: &Entry<'_>, value: Option<T>) -> Option<Given<T>> {
     value.map(|value| Given { value, line: entry.key.at.line })
+}
+
+/// A number of bytes, or a text such as `10m`; `None` where it is null, empty or zero.
+fn log_size(reader: &Reader<'_>, entry: &Entry<'_>) -> Result<Option<u64>> {
+    const RULE: &str = "use 64k to 1t, as in 10m, or 0 for the default";
+    let text = match &entry.node.value {
+        Value::Integer(0) => return Ok(None),
+        Value::Integer(number) => number.to_string(),
+        _ => match reader.text(entry)? {
+            Some(text) => text.to_owned(),
+            None => return Ok(None),
+        },
+    };
+    let bytes = LogLimits::parse_size(&text).map_err(|_| reader.invalid(entry, &text, RULE))?;
+    Ok(Some(bytes))
 }
 
 fn debug_mode_twice(reader: &Reader<'_>, a: &Entry<'_>, b: &Entry<'_>) -> crate::Error {

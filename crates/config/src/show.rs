@@ -61,6 +61,8 @@ impl Config {
         if let (Some(name), source) = &self.default_pool {
             worker.push(Shown::value("default_pool", name.as_str(), *source));
         }
+        worker.push(Shown::value("log_max_size", self.log_max_size.0, self.log_max_size.1));
+        worker.push(Shown::value("log_max_files", self.log_max_files.0, self.log_max_files.1));
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
         vec![Shown::mapping("worker", worker)]
     }

@@ -37,8 +37,8 @@ pub(crate) struct StoredLayer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blobs<'a> {
     pub(crate) layout: &'a Layout,
-    /// The most that a layer may decompress to.
-    pub(crate) max_layer: u64,
+    /// The most that a layer may decompress to, and how many times its size.
+    pub(crate) limits: crate::Limits,
 }
 
 impl Blobs<'_> {
@@ -81,7 +81,9 @@ impl Blobs<'_> {
         let diff_id = match compression {
             // What is stored is what is hashed.
             Compression::Plain => None,
-            _ => Some(self.digest_of(decompressed(&mut tee).map_err(broken)?).map_err(broken)?),
+            _ => Some(
+                self.digest_of(decompressed(&mut tee, self.limits.ratio).map_err(broken)?).map_err(broken)?,
+            ),
         };
         // Whatever follows the compressed stream belongs to the blob too.
         io::copy(&mut tee, &mut io::sink()).map_err(broken)?;
@@ -91,11 +93,11 @@ impl Blobs<'_> {
 
     /// The digest of a decompressed layer, which may be a bomb.
     fn digest_of(&self, reader: impl Read) -> io::Result<Digest> {
-        let mut reader = Digesting::new(reader.take(self.max_layer));
+        let mut reader = Digesting::new(reader.take(self.limits.bytes));
         let mut buffer = vec![0; BUFFER];
         while reader.read(&mut buffer)? > 0 {}
         if reader.reader.limit() == 0 {
-            let message = format!("layer decompresses to more than {} bytes", self.max_layer);
+            let message = format!("layer decompresses to more than {} bytes", self.limits.bytes);
             return Err(io::Error::other(Error::new(ErrorKind::Limit, message)));
         }
         Ok(reader.finish())

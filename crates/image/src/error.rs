@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Tool,
     /// Reading or writing files failed.
     Io,
+    /// The disk has no room for it.
+    Full,
 }
 
 /// Something about an image failed: what was tried and what the reader can do, with the cause as source.

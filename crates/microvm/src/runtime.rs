@@ -134,7 +134,8 @@ impl Microvm {
     ) -> Result<MicrovmContainer> {
         let CreateRequest { id, spec, mounts, stdio, cgroup, marks, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
-        let guest_spec = translate(&spec, &mounts, stdin)?;
+        let mut guest_spec = translate(&spec, &mounts, stdin)?;
+        guest_spec.process.terminal = stdio.terminal;
         let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
         let listeners = Listeners::bind(&directory)?;
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;

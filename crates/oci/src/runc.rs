@@ -1,6 +1,7 @@
 //! Containers on the host's kernel, by `runc` or another program with its command line.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use beta9_runtime::{
@@ -96,11 +97,23 @@ pub(crate) async fn create(
     spec.save(&config)
         .map_err(|e| Error::caused(ErrorKind::Failed, format!("write {}", config.display()), e))?;
     match program.create(reaper, &id, &files, stdio).await {
-        Ok(pid) => {
+        Ok((pid, terminal)) => {
             marks.reach(Phase::Created);
             let ended = OciContainer::watch_exit(reaper, pid);
             let reaper = reaper.clone();
-            Ok(Box::new(OciContainer { id, program, reaper, files, cgroup, oom, pid, ended, verdict: None }))
+            let (terminal, verdict) = (terminal.map(Arc::new), None);
+            Ok(Box::new(OciContainer {
+                id,
+                program,
+                reaper,
+                files,
+                cgroup,
+                oom,
+                pid,
+                ended,
+                verdict,
+                terminal,
+            }))
         }
         Err(error) => {
             if let Err(left) = container::delete(&program, reaper, &files, &id, &cgroup).await {

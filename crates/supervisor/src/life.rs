@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
-use beta9_types::{ContainerId, ContainerState, Exit, Phase};
+use beta9_types::{ContainerId, ContainerState, Exit, Phase, TerminalSize};
 use oci_spec::runtime::Spec;
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
@@ -17,16 +17,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
+use crate::attach::Reserved;
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::exec::Execs;
 use crate::lock::try_lock;
 use crate::log::{LogWriter, Stream};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
 use crate::server::{Command, Server};
-use crate::stdio::{self, HostStdio, SharedLog, Stdin};
+use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
 use crate::{recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
@@ -59,6 +62,7 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
 
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
+    leave_the_workers_cgroup();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|e| Error::caused(ErrorKind::File, "become a child subreaper", std::io::Error::from(e)))?;
     let reaper = Reaper::start().map_err(|e| Error::caused(ErrorKind::File, "start the reaper", e))?;
@@ -81,18 +85,26 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
     let starting = StateFile { cleaned: false, ..starting };
     starting.write(&directory)?;
-    let (updates, watcher) = watch::channel(Update { state: starting, log_bytes: 0 });
+    let (updates, watcher) = watch::channel(Update { state: starting });
     let (commands, inbox) = mpsc::channel(16);
-    let log = SharedLog::new(LogWriter::create(&directory.log())?, updates.clone());
+    let log = SharedLog::new(LogWriter::create(&directory.log(), record.log)?);
     let stdin = if record.request.stdin { Stdin::Open } else { Stdin::Null };
-    let (first, first_stdin) = Streams::open(stdin, &log)
+    let terminal = record.request.terminal;
+    let (first, first_stdin) = Streams::open(stdin, terminal, &log)
         .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
+    // Behind what an earlier start wrote.
+    let reserved = Reserved::at(record.request.attach.then(|| log.newest()));
+    let execs = Arc::new(Execs::default());
 
     stop_on_terminate(commands.clone())?;
     let server = Arc::new(Server {
         commands,
         updates: watcher,
-        stdin: Mutex::new(first_stdin),
+        stdin: Arc::new(Input::open(first_stdin, terminal)),
+        log: log.clone(),
+        reserved: Arc::clone(&reserved),
+        attached: TaskTracker::new(),
+        execs: Arc::clone(&execs),
         end_was_seen: Notify::new(),
     });
     let (open, closing) = oneshot::channel();
@@ -102,19 +114,22 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     let cgroup = cgroup(&record.id);
     let runtime = runtimes::build(record.runtime, &record.settings, reaper)
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
-    let restarts = Restarts::new(record.request.options.life.restart);
-    let reaper = reaper.clone();
-    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts };
-    // What clients write goes to the start that is the latest.
+    let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
+    let mut life =
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+    // What clients write goes to the latest start.
     let again = || {
         log.keep();
-        let (streams, input) = Streams::open(stdin, &log)?;
-        *server.stdin.lock().unwrap_or_else(PoisonError::into_inner) = input;
+        let (streams, input) = Streams::open(stdin, terminal, &log)?;
+        server.stdin.reopen(input);
         Ok(streams)
     };
     life.run(first, again, &log).await;
+    // Whoever ran the container may not have attached yet when it was quick; then its output is here and nowhere else.
+    let _ = timeout(LINGER, reserved.gone()).await;
+    drop(reserved.take());
     if life.record.request.auto_remove {
-        // Whoever ran the container may not have attached yet when it was quick.
+        // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
         recover::forget(&life.directory, &life.record);
     }
@@ -122,6 +137,17 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     drop(open);
     let _ = serving.await;
     Ok(())
+}
+
+/// Supervisors are in a group of their own: what the worker's group is limited to, or is killed with, is not theirs.
+const OWN_GROUP: &str = "beta9.supervisors";
+
+/// Leaves the worker's cgroup. One that cannot be left costs accounting, not the container.
+fn leave_the_workers_cgroup() {
+    let group = Cgroup::at(OWN_GROUP);
+    if let Err(error) = group.create().and_then(|()| group.add(std::process::id())) {
+        tracing::warn!(error = chain(&error), "supervisor stays in the worker's cgroup");
+    }
 }
 
 /// The container's cgroup on the host, below the root of each hierarchy.
@@ -160,8 +186,12 @@ struct Streams {
 
 impl Streams {
     /// Opens them. Returns our end of stdin, too.
-    fn open(stdin: Stdin, log: &SharedLog) -> std::io::Result<(Self, Option<pipe::Sender>)> {
-        let (container, HostStdio { stdin, stdout, stderr }) = stdio::open(stdin)?;
+    fn open(
+        stdin: Stdin,
+        terminal: Option<TerminalSize>,
+        log: &SharedLog,
+    ) -> std::io::Result<(Self, Option<pipe::Sender>)> {
+        let (container, HostStdio { stdin, stdout, stderr }) = stdio::open(stdin, terminal)?;
         let mut pumps = JoinSet::new();
         pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
         pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
@@ -180,6 +210,7 @@ struct Life {
     runtime: Box<dyn Runtime>,
     reaper: Reaper,
     restarts: Restarts,
+    execs: Arc<Execs>,
 }
 
 impl Life {
@@ -229,13 +260,14 @@ impl Life {
             }
         };
         self.marks.reach(Phase::Exited);
-        let pause = self.restarts.next(&exit, began);
+        let pause = self.restarts.next(&exit, began.elapsed());
         // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
         match pause {
             Some(_) => self.publish(ContainerState::Restarting(exit.clone()), false),
             None => self.publish(ContainerState::Exited(exit.clone()), false),
         }
         drain(pumps).await;
+        self.execs.close().await;
         self.give_back(container.as_deref_mut()).await;
         match pause {
             Some(pause) => Ended::Again(exit, pause),
@@ -306,6 +338,7 @@ impl Life {
         match started {
             Ok(container) => {
                 self.marks.reach(Phase::Running);
+                self.execs.open(container.processes());
                 self.publish(ContainerState::Running { pid: container.pid() }, false);
                 Ok(container)
             }

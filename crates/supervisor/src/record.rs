@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Digest, Phase, PhaseMark, RuntimeChoice};
-use beta9_types::{RuntimeKind, RuntimeSettings, SignalNumber};
+use beta9_types::{ContainerId, ContainerRequest, ContainerState, Digest, LogLimits, Phase, PhaseMark};
+use beta9_types::{RuntimeChoice, RuntimeKind, RuntimeSettings, SignalNumber};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::{ContainerDirectory, read_json, write_json};
@@ -34,8 +34,14 @@ pub struct Record {
     pub args: Vec<String>,
     /// Where the image's content is on this host.
     pub rootfs: RootfsSource,
+    /// The image's content as a tree, in which users are looked up.
+    #[serde(default)]
+    pub tree: PathBuf,
     /// When the request was accepted, microseconds since the Unix epoch.
     pub created_us: u64,
+    /// How much of its output is kept.
+    #[serde(default)]
+    pub log: LogLimits,
     /// The image's and the caller's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

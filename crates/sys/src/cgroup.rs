@@ -142,6 +142,39 @@ impl Cgroup {
         self.directories.iter().filter_map(read).max().unwrap_or(0)
     }
 
+    /// Gets this program's processes out of the way of limits (v2): a group that has processes of its own hands no
+    /// controller down (kernel `cgroup-v2.rst`, "No Internal Process Constraint"). In a container whose cgroup
+    /// namespace begins at its own group that is the root that we see, and every process in it moves to `group`.
+    /// Returns how many moved. On the machine's real root, on v1, and where controllers are handed down already,
+    /// nothing is done.
+    pub fn leave_root(group: impl AsRef<Path>) -> Result<usize> {
+        Self::leave(Path::new("/sys/fs/cgroup"), group.as_ref())
+    }
+
+    fn leave(mount: &Path, group: &Path) -> Result<usize> {
+        // The real root has no `cgroup.type`, and no constraint.
+        let is_namespaced = mount.join("cgroup.controllers").exists() && mount.join("cgroup.type").exists();
+        let handed_down = fs::read_to_string(mount.join("cgroup.subtree_control")).unwrap_or_default();
+        if !is_namespaced || !handed_down.trim().is_empty() {
+            return Ok(0);
+        }
+        let leaf = mount.join(group);
+        fs::create_dir_all(&leaf).map_err(|e| Error::at("create cgroup", &leaf, e))?;
+        let source = mount.join("cgroup.procs");
+        let text = fs::read_to_string(&source).map_err(|e| Error::at("read cgroup", &source, e))?;
+        let door = leaf.join("cgroup.procs");
+        let mut moved = 0;
+        for pid in text.lines() {
+            match fs::write(&door, pid) {
+                Ok(()) => moved += 1,
+                // It ended meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(e) => return Err(Error::at("enter cgroup", &door, e)),
+            }
+        }
+        Ok(moved)
+    }
+
     /// The processes in the group and below it.
     pub fn processes(&self) -> Vec<Pid> {
         let mut pids: Vec<i32> = Vec::new();
@@ -274,6 +307,34 @@ mod tests {
         let v2 = Cgroup::below(mount.path(), Path::new("beta9/x"));
         assert_eq!(v2.directories[0].directory, mount.path().join("beta9/x"));
         assert_eq!(v2.oci_path(), Path::new("/beta9/x"));
+    }
+
+    #[test]
+    fn processes_leave_a_group_that_looks_like_a_root() {
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+        let Some(v2) = mounts.map(Path::new).into_iter().find(|m| m.join("cgroup.controllers").exists())
+        else {
+            eprintln!("skipped: no cgroup v2 is mounted");
+            return;
+        };
+        let root = v2.join(format!("beta9.test-{}", std::process::id()));
+        if fs::create_dir(&root).is_err() {
+            eprintln!("skipped: cgroups need root");
+            return;
+        }
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(root.join("cgroup.procs"), child.id().to_string()).unwrap();
+
+        assert_eq!(Cgroup::leave(&root, Path::new("worker")).unwrap(), 1);
+        assert_eq!(fs::read_to_string(root.join("cgroup.procs")).unwrap(), "");
+        let leaf = fs::read_to_string(root.join("worker/cgroup.procs")).unwrap();
+        assert_eq!(leaf.trim(), child.id().to_string());
+        assert_eq!(Cgroup::leave(&root, Path::new("worker")).unwrap(), 0);
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        remove_group(&root.join("worker")).unwrap();
+        remove_group(&root).unwrap();
     }
 
     #[test]

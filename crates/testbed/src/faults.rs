@@ -6,6 +6,7 @@ mod client;
 mod engine;
 mod fallback;
 mod supervisor;
+mod traces;
 mod worker;
 
 use std::time::Duration;
@@ -55,7 +56,14 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
             }
         };
         all.push(on("a_killed_client_leaves_its_container", client::is_killed));
-        all.push(on("a_supervisor_killed_at_the_start_is_reported", supervisor::is_killed_at_the_start));
+        all.push(on(
+            "a_supervisor_killed_at_each_step_of_the_start_is_reported",
+            supervisor::is_killed_at_the_start,
+        ));
+        all.push(on(
+            "a_supervisor_killed_while_cleaning_up_keeps_the_verdict",
+            supervisor::is_killed_while_cleaning_up,
+        ));
         all.push(on("a_supervisor_killed_while_running_is_reported", supervisor::is_killed_while_running));
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
         if runtime.is_microvm() {

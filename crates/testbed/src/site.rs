@@ -91,6 +91,12 @@ impl Site {
         self.directory.path().join("files")
     }
 
+    /// Where the runtime, if it is one of microVMs, has a directory for each.
+    pub fn vms(&self, runtime: RuntimeKind) -> PathBuf {
+        let name = if runtime == RuntimeKind::Qemu { "qemu" } else { "fc" };
+        self.directory.path().join("run").join(name)
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }

@@ -11,7 +11,8 @@
 //!                                    └─ a failure of the machine itself: one line on the console, restart
 //! ```
 //!
-//! The same program, executed again with `stage` as its argument, is a container's first process: see `stage`.
+//! The same program, executed again with `stage` as its argument, is a container's first process, and with `join` another
+//! one of it: see `stage`.
 
 mod boot;
 mod container;
@@ -25,9 +26,12 @@ mod stage;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    match (arguments.next().as_deref(), arguments.next().and_then(|number| number.parse().ok())) {
-        (Some("stage"), Some(descriptor)) => stage::run(descriptor),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse().unwrap_or(-1);
+    match words[..] {
+        ["stage", socket] => stage::run(number(socket)),
+        ["join", socket, container] => stage::join(number(socket), number(container)),
         _ if rustix::process::getpid().is_init() => machine::run(),
         _ => {
             eprintln!("beta9-vm-init: this is the init of a microVM's guest, run by its kernel");

@@ -40,7 +40,7 @@ pub use process::{
 pub use stream::{ShareOpen, StreamControl, StreamKind, StreamOpen};
 
 /// The version this build speaks. A host and a guest that differ part with a clear error.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1024;

@@ -1,3 +1,4 @@
+use beta9_types::TerminalSize;
 use serde::{Deserialize, Serialize};
 
 /// A container as the guest needs it: the OCI runtime spec with every choice made by the host.
@@ -43,6 +44,8 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// Whether the host keeps stdin open. Otherwise it is `/dev/null`.
     pub stdin: bool,
+    /// The size of its terminal, if it has one: then stdin is what is typed, stdout what appears, and there is no stderr.
+    pub terminal: Option<TerminalSize>,
 }
 
 /// User and groups by number.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beta9_config::{Attempt, Config, Pool, Selection, Step, messages};
-use beta9_types::{PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
+use beta9_types::{LogLimits, PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
 
@@ -175,6 +175,11 @@ impl Pools {
     pub(crate) fn decided(&self) -> Vec<api::Pool> {
         let show = |state: &Arc<PoolState>| Some(state.decided.get()?.show(&self.config, &state.pool));
         self.pools.iter().filter_map(show).collect()
+    }
+
+    /// How much of a container's output is kept where its request does not say.
+    pub(crate) fn log_limits(&self) -> LogLimits {
+        self.config.log_limits()
     }
 
     /// The file that was loaded; empty for none.

@@ -16,7 +16,7 @@ use crate::progress::{Meter, Metered, Step};
 use crate::{Error, ErrorKind, Result};
 
 /// The full name of an image, which containerd and docker add: the standard annotation is often the tag alone.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
 
 /// An index that points to an index that points to … is a trap.
 const MAX_INDEXES: usize = 4;
@@ -168,7 +168,7 @@ fn is_manifest(media_type: &MediaType) -> bool {
 }
 
 /// Compression is told by content; what matters here is that it is a tar and not encrypted.
-fn check_layer_type(media_type: &MediaType) -> Result<()> {
+pub(crate) fn check_layer_type(media_type: &MediaType) -> Result<()> {
     let name = media_type.to_string();
     let known = [".tar", ".tar+gzip", ".tar.gzip", ".tar+zstd", ".tar.zstd"];
     if known.iter().any(|end| name.ends_with(end)) {
@@ -180,7 +180,7 @@ fn check_layer_type(media_type: &MediaType) -> Result<()> {
     ))
 }
 
-fn digest(descriptor: &Descriptor) -> Result<Digest> {
+pub(crate) fn digest(descriptor: &Descriptor) -> Result<Digest> {
     Digest::parse(descriptor.digest().as_ref()).map_err(|e| {
         Error::caused(ErrorKind::Unsupported, "image names content by a digest that is not supported", e)
     })
@@ -201,14 +201,21 @@ pub(super) fn check_platform(config: &ImageConfiguration, path: &Path) -> Result
     Err(Error::new(ErrorKind::Unsupported, message))
 }
 
+/// Refuses more layers than any image has reason to have.
+pub(crate) fn check_layer_count(layers: usize) -> Result<()> {
+    if layers <= MAX_LAYERS {
+        return Ok(());
+    }
+    let message = format!("image has {layers} layers; at most {MAX_LAYERS} are supported");
+    Err(Error::new(ErrorKind::Invalid, message))
+}
+
 /// The digests of the decompressed layers, one for each layer.
 pub(crate) fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>> {
     let announced = config.rootfs().diff_ids();
-    if announced.len() != layers || layers > MAX_LAYERS {
-        let message = format!(
-            "image has {layers} layers and {} layer digests; at most {MAX_LAYERS} are supported",
-            announced.len()
-        );
+    check_layer_count(layers)?;
+    if announced.len() != layers {
+        let message = format!("image has {layers} layers and {} layer digests", announced.len());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let parsed = announced.iter().map(|text| Digest::parse(text));

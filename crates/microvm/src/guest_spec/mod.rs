@@ -17,7 +17,8 @@ use beta9_types::BindMount;
 use beta9_wire::ContainerSpec;
 use oci_spec::runtime::Spec;
 
-pub(crate) use refusals::refuse_unsupported;
+pub(crate) use process::translate as translate_process;
+pub(crate) use refusals::{refuse_unsupported, refuse_unsupported_process};
 pub(crate) use resources::{cpu_limit, memory_limit};
 
 /// Whether somebody may write to the container's stdin.

@@ -24,6 +24,16 @@ pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<()> {
     }
 }
 
+/// The same for another process of a container.
+pub(crate) fn refuse_unsupported_process(process: &Process) -> Result<()> {
+    let mut refusals = Refusals(None);
+    refuse_process(process, &mut refusals);
+    match refusals.0 {
+        Some(name) => Err(unsupported(&name)),
+        None => Ok(()),
+    }
+}
+
 /// Keeps the first.
 struct Refusals(Option<String>);
 
@@ -49,7 +59,6 @@ fn has_hooks(hooks: &Hooks) -> bool {
 }
 
 fn refuse_process(process: &Process, refusals: &mut Refusals) {
-    refusals.check("process.terminal", process.terminal().unwrap_or(false));
     refusals.check("process.apparmorProfile", process.apparmor_profile().is_some());
     refusals.check("process.selinuxLabel", process.selinux_label().is_some());
     refusals.check("process.oomScoreAdj", process.oom_score_adj().is_some_and(|adjustment| adjustment != 0));

@@ -5,11 +5,12 @@ use std::time::Duration;
 use beta9_runtime::{Error, ErrorKind, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, Exit, ExitReason};
-use beta9_wire::{FromGuest, GuestExit, StartFailure, StreamKind, ToGuest, decode};
+use beta9_wire::{FromGuest, GuestExit, StreamKind, ToGuest, decode};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::execs::{Execs, Wanted, start_failure};
 use super::frames::Received;
 use super::handshake::Control;
 use super::streams::{StreamEnd, StreamEvent, Streams};
@@ -18,6 +19,9 @@ use crate::engine::{Vm, describe};
 
 /// Control messages that a guest may send within [`WINDOW`]; the protocol needs a handful.
 const MAX_MESSAGES: u32 = 256;
+/// And so many for each process that it is asked to execute.
+const MESSAGES_OF_EXEC: u32 = 3;
+const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 const WINDOW: Duration = Duration::from_secs(10);
 /// A guest's connection and its VMM end at about the same time; the VMM's end says more.
 const EPILOGUE: Duration = Duration::from_secs(2);
@@ -76,6 +80,7 @@ pub(super) struct Owner {
     streams: Option<Streams>,
     stdout: Option<StreamEnd>,
     stderr: Option<StreamEnd>,
+    execs: Execs,
     stage: Stage,
     window_began: Instant,
     messages: u32,
@@ -105,6 +110,7 @@ impl Owner {
             streams: None,
             stdout: None,
             stderr: None,
+            execs: Execs::default(),
             stage: Stage::Ready,
             window_began: Instant::now(),
             messages: 0,
@@ -201,7 +207,11 @@ impl Owner {
             (Some(Request::Create(create, reply)), Stage::Ready) => {
                 let Some(listener) = self.listener.take() else { return Ok(()) };
                 let super::Create { root, spec, stdio } = *create;
-                self.streams = Some(Streams::serve(listener, self.vm.dialer, container.clone(), stdio));
+                let streams = Streams::serve(listener, self.vm.dialer, container.clone());
+                // A terminal is one stream.
+                self.stderr = stdio.terminal.map(|_| StreamEnd::Whole(0));
+                streams.expect(None, stdio);
+                self.streams = Some(streams);
                 self.stage = Stage::Creating(reply, until);
                 self.control.say(&ToGuest::Create { container, root, spec: Box::new(spec) }).await?;
             }
@@ -214,7 +224,41 @@ impl Owner {
                 self.control.say(&ToGuest::Signal { container, signal: number, all }).await?;
                 let _ = reply.send(Ok(()));
             }
-            (Some(Request::Create(_, reply) | Request::Start(reply) | Request::Signal { reply, .. }), _) => {
+            (Some(Request::Exec(exec, reply)), Stage::Running) => {
+                let super::Exec { id, process, stdio } = *exec;
+                let Some(streams) = &self.streams else { return Ok(()) };
+                if self.execs.contains(&id) {
+                    let text = format!("a process {id} runs in the container already");
+                    let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+                    return Ok(());
+                }
+                self.execs.add(id.clone(), stdio, streams, reply);
+                // The guest answers, and reports the end.
+                self.messages = self.messages.saturating_sub(MESSAGES_OF_EXEC);
+                self.control.say(&ToGuest::Exec { container, exec: id, process: Box::new(process) }).await?;
+            }
+            (Some(Request::SignalExec(exec, signal, reply)), Stage::Running) => {
+                self.control.say(&ToGuest::SignalExec { container, exec, signal }).await?;
+                let _ = reply.send(Ok(()));
+            }
+            (Some(Request::Resize(exec, size, reply)), Stage::Running) => {
+                self.control.say(&ToGuest::Resize { container, exec, size }).await?;
+                let _ = reply.send(Ok(()));
+            }
+            (Some(Request::Exec(_, reply)), stage) => {
+                let text = format!("container {container} {}", stage.describe());
+                let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+            }
+            (
+                Some(
+                    Request::Create(_, reply)
+                    | Request::Start(reply)
+                    | Request::Signal { reply, .. }
+                    | Request::SignalExec(_, _, reply)
+                    | Request::Resize(_, _, reply),
+                ),
+                _,
+            ) => {
                 let text = format!("container {container} {}", self.stage.describe());
                 let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
             }
@@ -242,6 +286,7 @@ impl Owner {
         self.count_message()?;
         let message = decode::<FromGuest>("guest", &body).map_err(Violation::from)?;
         self.check_container(&message)?;
+        let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {
                 self.stage = Stage::Created;
@@ -255,7 +300,7 @@ impl Owner {
                 FromGuest::Failed { failure, message, .. },
                 Stage::Creating(reply, _) | Stage::Starting(reply, _),
             ) => {
-                let _ = reply.send(Err(start_failure(failure, &message)));
+                let _ = reply.send(Err(start_failure(failure, printable(&message, MAX_MESSAGE))));
             }
             (FromGuest::Exited { exit, .. }, Stage::Running) => {
                 if exit.signal > 64 {
@@ -278,6 +323,27 @@ impl Owner {
         Ok(())
     }
 
+    /// Takes in what is said of a process beside the main one; gives back what is not.
+    async fn hear_exec(&mut self, message: FromGuest) -> std::result::Result<Option<FromGuest>, Violation> {
+        match message {
+            FromGuest::ExecStarted { exec, .. } => {
+                if self.execs.started(&exec)? == Wanted::No {
+                    let container = self.container.clone();
+                    self.control.say(&ToGuest::SignalExec { container, exec, signal: SIGKILL }).await?;
+                }
+            }
+            FromGuest::ExecFailed { exec, failure, message, .. } => {
+                self.execs.failed(&exec, start_failure(failure, printable(&message, MAX_MESSAGE)))?;
+                if let Some(streams) = &self.streams {
+                    streams.forget(&exec);
+                }
+            }
+            FromGuest::ExecExited { exec, exit, .. } => self.execs.exited(&exec, exit)?,
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+
     fn count_message(&mut self) -> std::result::Result<(), Violation> {
         if self.window_began.elapsed() > WINDOW {
             (self.window_began, self.messages) = (Instant::now(), 0);
@@ -295,7 +361,10 @@ impl Owner {
             FromGuest::Created { container }
             | FromGuest::Started { container }
             | FromGuest::Failed { container, .. }
-            | FromGuest::Exited { container, .. } => container,
+            | FromGuest::Exited { container, .. }
+            | FromGuest::ExecStarted { container, .. }
+            | FromGuest::ExecFailed { container, .. }
+            | FromGuest::ExecExited { container, .. } => container,
         };
         if *container != self.container {
             return Err(Violation::new(format!("it spoke of container {container}, which it does not hold")));
@@ -410,14 +479,8 @@ fn name(message: &FromGuest) -> &'static str {
         FromGuest::Started { .. } => "started",
         FromGuest::Failed { .. } => "failed",
         FromGuest::Exited { .. } => "exited",
+        FromGuest::ExecStarted { .. } => "that a process started",
+        FromGuest::ExecFailed { .. } => "that a process failed to start",
+        FromGuest::ExecExited { .. } => "that a process exited",
     }
-}
-
-fn start_failure(failure: StartFailure, message: &str) -> Error {
-    let kind = match failure {
-        StartFailure::Setup => ErrorKind::Failed,
-        StartFailure::CannotExecute => ErrorKind::CannotExecute,
-        StartFailure::NotFound => ErrorKind::NotFound,
-    };
-    Error::new(kind, printable(message, MAX_MESSAGE))
 }

@@ -58,7 +58,7 @@ fn stdio() -> (ContainerStdio, Client) {
     let ((stdin, to), (from, stdout), (from_too, stderr)) = (pipe(), pipe(), pipe());
     let file = |fd: OwnedFd| File::from(fd);
     let client = Client { stdin: Some(file(to)), stdout: file(from), stderr: file(from_too) };
-    (ContainerStdio { stdin: Some(stdin), stdout, stderr }, client)
+    (ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None }, client)
 }
 
 fn create(stdio: ContainerStdio) -> Create {

@@ -1,15 +1,16 @@
 //! The process that owns a container dies: nobody knows how the container would have ended, and nobody guesses.
 
-use std::thread;
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use beta9_types::RuntimeKind;
 
 use super::at;
+use super::traces::{self, Haste, Places, Trace, Watch};
 use crate::processes::{self, kill};
 use crate::world::Container;
-use crate::{Site, World};
+use crate::{Running, Site, World};
+
+/// How often a step is tried that may be over before it can be hit.
+const ATTEMPTS: usize = 30;
 
 pub(super) fn is_killed_while_running(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
@@ -41,28 +42,79 @@ pub(super) fn is_killed_while_stopping(runtime: RuntimeKind) -> Result<()> {
     })
 }
 
+/// Every step is hit: seen by its trace, with that of the next one still to come.
 pub(super) fn is_killed_at_the_start(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
         let world = World::new(site, runtime, "starting");
-        // The steps of a start take milliseconds with runc and seconds with an emulated VM.
-        let moments: &[u64] = if runtime.is_microvm() { &[300, 3000] } else { &[0, 10, 30, 60, 100, 200] };
-        for moment in moments {
-            let (container, client) = world.run_kept_aside(&["-d"], &["sleep", "1000"])?;
-            let supervise = format!("supervise\0{}/", site.root().join("containers").display());
-            let process = processes::appears(&supervise)?;
-            thread::sleep(Duration::from_millis(*moment));
-            kill(process)?;
-            let finished = client.finish()?;
-            // Killed in time it failed; and it may have been up by then.
-            ensure!(matches!(finished.code(), 0 | 125), "expected 0 or 125\n{finished}");
-            let known = container.inspect()?;
-            let is_untouched = known["status"] == "created";
-            let is_lost = known["exit"]["code"] == 125 && known["exit"]["reason"] == "supervisor_lost";
-            ensure!(is_untouched || is_lost, "after {moment} ms: {known:#}");
-            container.run(&["rm"])?.ends_with(0)?;
+        for step in traces::start(runtime).windows(2) {
+            let [done, next] = step else { continue };
+            let mut is_hit = false;
+            for _ in 0..ATTEMPTS {
+                let (container, client, places) = begin(&world, site, runtime, &["sleep", "1000"])?;
+                let process = places.supervisor()?;
+                places.reach(*done)?;
+                kill(process)?;
+                is_hit = !places.has(*next);
+                drop(places);
+                // Killed in time it failed; and it may have been up by then.
+                let finished = client.finish()?;
+                ensure!(finished.code() == 125 || !is_hit, "a start that was cut short\n{finished}");
+                is_lost(&container)?;
+                container.run(&["rm"])?.ends_with(0)?;
+                if is_hit {
+                    break;
+                }
+            }
+            ensure!(
+                is_hit,
+                "{ATTEMPTS} times {next:?} was there before the supervisor was killed at {done:?}"
+            );
         }
         Ok(())
     })
+}
+
+/// The verdict is on disk, and what the container held is not given back yet: the verdict stays.
+pub(super) fn is_killed_while_cleaning_up(runtime: RuntimeKind) -> Result<()> {
+    at(Site::prepare()?, |site| {
+        let world = World::new(site, runtime, "cleaning");
+        for _ in 0..ATTEMPTS {
+            let (container, client, places) = begin(&world, site, runtime, &["sh", "-c", "exit 33"])?;
+            let process = places.supervisor()?;
+            places.reach(Trace::State("exited"))?;
+            // It may be quicker than we are; then there is nothing to kill.
+            let killed = kill(process);
+            let is_hit = !places.is_cleaned();
+            drop(places);
+            client.finish()?;
+            if is_hit {
+                killed?;
+                ensure!(container.wait()? == 33, "the verdict was lost");
+                container.ended(33, "exited")?;
+            }
+            container.run(&["rm"])?.ends_with(0)?;
+            if is_hit {
+                return Ok(());
+            }
+        }
+        bail!("{ATTEMPTS} times everything was clean before the supervisor was killed")
+    })
+}
+
+/// Starts a container in the background, and says where its traces will be as soon as it has a directory.
+fn begin<'w, 'a>(
+    world: &'w World<'a>,
+    site: &Site,
+    runtime: RuntimeKind,
+    command: &[&str],
+) -> Result<(Container<'w, 'a>, Running, Places)> {
+    let containers = site.root().join("containers");
+    let watch = Watch::over(&containers)?;
+    let (container, client) = world.run_kept_aside(&["-d"], command)?;
+    // Only now, so that the container's processes do not inherit it: who is told of a trace has to be quick.
+    let haste = Haste::make();
+    let directory = watch.first_entry(&containers)?;
+    Ok((container, client, Places::new(directory, site.vms(runtime), haste)?))
 }
 
 fn is_lost(container: &Container<'_, '_>) -> Result<()> {

@@ -21,7 +21,7 @@ pub(super) fn assume(process: &Process) -> Result<()> {
     // Its streams are pipes, which a process opens again by /dev/stdout only if they are its own.
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     for (index, stream) in streams.into_iter().enumerate() {
-        let null = index == 0 && !process.stdin;
+        let null = index == 0 && !process.stdin && process.terminal.is_none();
         if !null {
             fchown(stream, Some(uid), None).context(|| format!("give descriptor {index} to the user"))?;
         }

@@ -41,6 +41,7 @@ pub(crate) fn shell(script: &str) -> Wanted {
                 no_new_privileges: true,
                 rlimits: Vec::new(),
                 stdin: false,
+                terminal: None,
             },
             hostname: "guest-test".to_owned(),
             mounts: default_mounts(),

@@ -7,8 +7,9 @@ use beta9_types::SignalNumber;
 use clap::Args;
 
 use crate::api;
-use crate::cli::{Failure, Outcome, run};
+use crate::cli::{Failure, Outcome, attach, run, session};
 use crate::client::Client;
+use crate::detach_keys::DetachKeys;
 use crate::terminal;
 
 #[derive(Args)]
@@ -33,6 +34,9 @@ pub(super) struct KillArgs {
     /// The signal, by name (KILL, SIGTERM) or number.
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     signal: SignalNumber,
+    /// Send it to every process of the container, not only to its main one.
+    #[arg(short, long)]
+    all: bool,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -56,6 +60,9 @@ pub(super) struct StartArgs {
     /// Pass stdin on, too; for a container that was made with -i.
     #[arg(short, long)]
     interactive: bool,
+    /// The keys that leave the container's terminal and let it run on.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -74,9 +81,7 @@ pub(super) async fn start(client: &mut Client, args: StartArgs) -> Outcome {
         let [container] = &args.containers[..] else {
             return Err(Failure::new("-a and -i are for one container: name one, or leave them out"));
         };
-        let request = api::StartRequest { container: container.clone() };
-        client.containers.start(request).await?;
-        return run::attach(client, container.clone(), args.interactive).await;
+        return start_attached(client, container.clone(), args).await;
     }
     each(args.containers, async |container| {
         let request = api::StartRequest { container: container.clone() };
@@ -84,6 +89,19 @@ pub(super) async fn start(client: &mut Client, args: StartArgs) -> Outcome {
         started(&container, answer.container)
     })
     .await
+}
+
+async fn start_attached(client: &mut Client, container: String, args: StartArgs) -> Outcome {
+    let request = api::StartRequest { container };
+    let known = client.containers.start(request).await?.into_inner().container.unwrap_or_default();
+    let process = session::Process { container: known.id, exec: String::new() };
+    let options = session::Options {
+        stdin: if args.interactive && known.stdin { session::Stdin::PassedOn } else { session::Stdin::Ours },
+        terminal: if known.terminal { session::Terminal::There } else { session::Terminal::None },
+        signals: session::Signals::PassedOn,
+        keys: args.detach_keys,
+    };
+    attach::attach(client, process, options, api::AttachFrom::Start).await
 }
 
 pub(super) async fn restart(client: &mut Client, args: StopArgs) -> Outcome {
@@ -99,7 +117,7 @@ pub(super) async fn restart(client: &mut Client, args: StopArgs) -> Outcome {
 /// Prints the container, or why it does not run.
 fn started(name: &str, container: Option<api::Container>) -> Result<(), Failure> {
     match container.and_then(|container| container.exit) {
-        Some(exit) if exit.reason == "start_failed" => Err(run::failed_start(&exit)),
+        Some(exit) if exit.reason == "start_failed" => Err(run::failed(&exit)),
         _ => terminal::line(name),
     }
 }
@@ -129,8 +147,8 @@ pub(super) async fn stop(client: &mut Client, args: StopArgs) -> Outcome {
 
 pub(super) async fn kill(client: &mut Client, args: KillArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request =
-            api::KillRequest { container: container.clone(), signal: args.signal.get(), all: false };
+        let (signal, all, exec) = (args.signal.get(), args.all, String::new());
+        let request = api::KillRequest { container: container.clone(), signal, all, exec };
         client.containers.kill(request).await?;
         terminal::line(&container)
     })

@@ -1,9 +1,11 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+mod attach;
 mod cidfile;
 mod config;
 mod container;
 mod doctor;
+mod exec;
 mod flags;
 mod image;
 mod init;
@@ -13,6 +15,7 @@ mod logs;
 mod ps;
 mod run;
 mod serve;
+mod session;
 mod status;
 mod table;
 
@@ -73,6 +76,10 @@ enum Command {
     Restart(container::StopArgs),
     /// Give a container another name.
     Rename(container::RenameArgs),
+    /// Run another command in a running container.
+    Exec(Box<exec::ExecArgs>),
+    /// Take part in the input and output of a running container.
+    Attach(attach::AttachArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -194,6 +201,8 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Start(args) => container::start(&mut client, args).await,
                     Command::Restart(args) => container::restart(&mut client, args).await,
                     Command::Rename(args) => container::rename(&mut client, args).await,
+                    Command::Exec(args) => exec::run(&mut client, *args).await,
+                    Command::Attach(args) => attach::run(&mut client, args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use beta9_logging::Format;
+use beta9_sys::cgroup::Cgroup;
+use beta9_types::chain;
 use clap::Args;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,6 +53,7 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
         tracing::Level::INFO
     };
     beta9_logging::init(args.log_format, level).map_err(|e| Failure::new(e.to_string()))?;
+    leave_root_cgroup();
     // Before anybody can know that we serve: being told to stop is never missed.
     let stop = stop_signal()?;
     let root = setup.root.clone();
@@ -74,6 +77,15 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
 }
 
 /// One worker per root: the socket of one that lives is respected, the socket of one that died is replaced.
+/// In a container of its own the worker sits in the group that it sees as the root, where no container could be limited.
+fn leave_root_cgroup() {
+    match Cgroup::leave_root("beta9.worker") {
+        Ok(0) => {}
+        Ok(processes) => tracing::info!(processes, "moved out of the root cgroup to make limits possible"),
+        Err(error) => tracing::warn!(error = chain(&error), "limits of containers may not work"),
+    }
+}
+
 async fn listen(root: &Path) -> Result<UnixListener> {
     let path = root.join(SOCKET);
     if client::connect(root).await?.is_some() {

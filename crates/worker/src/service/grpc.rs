@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_image::{Step, Store};
-use beta9_types::{BindMount, ContainerId, ContainerRequest, ImageReference, MemoryBytes, MountAccess};
+use beta9_types::{
+    BindMount, ContainerId, ContainerRequest, ExecId, ImageReference, MemoryBytes, MountAccess,
+};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,18 +18,16 @@ use crate::api::container_service_server::{ContainerService, ContainerServiceSer
 use crate::api::image_service_server::{ImageService, ImageServiceServer};
 use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::error::{Error, ErrorKind};
-use crate::service::attach::Event;
 use crate::service::lifecycle::image_error;
 use crate::service::options::options;
-use crate::service::view::stream;
-use crate::service::{Worker, blocking, micros};
+use crate::service::{Worker, blocking, micros, streams};
 
 /// Messages that wait for a slow client; the rest waits in the log.
-const PENDING: usize = 8;
+pub(super) const PENDING: usize = 8;
 /// Longest message accepted and sent.
 const MAX_MESSAGE: usize = 16 << 20;
 
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services of one worker.
 pub(crate) fn router(worker: Arc<Worker>) -> tonic::transport::server::Router {
@@ -72,91 +72,32 @@ impl ContainerService for Server {
         &self,
         request: Request<Streaming<api::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        use api::attach_request::Message as Ask;
-        use api::attach_response::Message as Answer;
-        let mut input = request.into_inner();
-        let Some(Ask::Open(api::AttachOpen { container })) = input.message().await?.and_then(|m| m.message)
-        else {
-            return Err(Error::new(ErrorKind::Invalid, "the first message of an attach must open it").into());
-        };
-        let mut output = self.worker.output(&container)?;
-        let worker = Arc::clone(&self.worker);
-        let (sender, receiver) = mpsc::channel(PENDING);
-        tokio::spawn(async move {
-            let mut feeding = tokio::task::JoinSet::new();
-            feeding.spawn(async move { worker.feed(&container, input).await });
-            loop {
-                let answers = match output.next().await {
-                    Ok(Some(Event::Entries(entries))) => entries
-                        .into_iter()
-                        .map(|entry| match entry.stream {
-                            beta9_supervisor::Stream::Stdout => Answer::Stdout(entry.content),
-                            beta9_supervisor::Stream::Stderr => Answer::Stderr(entry.content),
-                        })
-                        .collect(),
-                    Ok(Some(Event::Exit(exit))) => vec![Answer::Exit((&exit).into())],
-                    Ok(None) => return,
-                    Err(error) => {
-                        let _ = sender.send(Err(error.into())).await;
-                        return;
-                    }
-                };
-                for answer in merge(answers) {
-                    if sender.send(Ok(api::AttachResponse { message: Some(answer) })).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(streams::attach(&self.worker, request.into_inner()).await?))
+    }
+
+    type ExecStream = BoxStream<api::ExecResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<api::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        Ok(Response::new(streams::exec(Arc::clone(&self.worker), request.into_inner()).await?))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<api::ResizeRequest>,
+    ) -> Result<Response<api::ResizeResponse>, Status> {
+        let api::ResizeRequest { container, exec, size } = request.into_inner();
+        let size = streams::terminal_size(size)?.unwrap_or_default();
+        self.worker.resize(&container, exec_id(&exec)?, size).await?;
+        Ok(Response::new(api::ResizeResponse {}))
     }
 
     type LogsStream = BoxStream<api::LogsResponse>;
 
     async fn logs(&self, request: Request<api::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        let api::LogsRequest { container, follow } = request.into_inner();
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let message = |entries: Vec<beta9_supervisor::LogEntry>| api::LogsResponse {
-            entries: entries
-                .into_iter()
-                .map(|entry| api::LogEntry {
-                    time: entry.time,
-                    stream: stream(entry.stream).into(),
-                    content: entry.content,
-                })
-                .collect(),
-        };
-        if follow {
-            let mut output = self.worker.output(&container)?;
-            tokio::spawn(async move {
-                loop {
-                    let answer = match output.next().await {
-                        Ok(Some(Event::Entries(entries))) => Ok(message(entries)),
-                        Ok(Some(Event::Exit(_)) | None) => return,
-                        Err(error) => Err(error.into()),
-                    };
-                    let is_last = answer.is_err();
-                    if sender.send(answer).await.is_err() || is_last {
-                        return;
-                    }
-                }
-            });
-        } else if let Some(mut reader) = self.worker.log_so_far(&container)? {
-            tokio::spawn(async move {
-                loop {
-                    let answer = match reader.read() {
-                        Ok(entries) if entries.is_empty() => return,
-                        Ok(entries) => Ok(message(entries)),
-                        Err(error) => Err(Error::internal("read the container's log", error).into()),
-                    };
-                    let is_last = answer.is_err();
-                    if sender.send(answer).await.is_err() || is_last {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(streams::logs(&self.worker, request.into_inner()).await?))
     }
 
     async fn wait(&self, request: Request<api::WaitRequest>) -> Result<Response<api::WaitResponse>, Status> {
@@ -205,11 +146,14 @@ impl ContainerService for Server {
     }
 
     async fn kill(&self, request: Request<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
-        let api::KillRequest { container, signal, all } = request.into_inner();
+        let api::KillRequest { container, signal, all, exec } = request.into_inner();
         if !(1..=64).contains(&signal) {
             return Err(Error::new(ErrorKind::Invalid, format!("there is no signal {signal}")).into());
         }
-        self.worker.kill(&container, signal, all).await?;
+        match exec_id(&exec)? {
+            Some(exec) => self.worker.kill_exec(&container, exec, signal).await?,
+            None => self.worker.kill(&container, signal, all).await?,
+        }
         Ok(Response::new(api::KillResponse {}))
     }
 
@@ -334,19 +278,14 @@ fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         pool: text(message.pool),
         stdin: message.stdin,
         auto_remove: message.auto_remove,
+        terminal: streams::terminal_size(message.terminal)?,
+        attach: message.attach,
+        log_max_size: Some(message.log_max_size).filter(|size| *size > 0),
+        log_max_files: Some(message.log_max_files).filter(|count| *count > 0),
     })
 }
 
-/// Joins neighbouring pieces of one stream, so that many short lines make few messages.
-fn merge(answers: Vec<api::attach_response::Message>) -> Vec<api::attach_response::Message> {
-    use api::attach_response::Message;
-    let mut merged: Vec<Message> = Vec::new();
-    for answer in answers {
-        match (merged.last_mut(), answer) {
-            (Some(Message::Stdout(kept)), Message::Stdout(more)) => kept.extend(more),
-            (Some(Message::Stderr(kept)), Message::Stderr(more)) => kept.extend(more),
-            (_, answer) => merged.push(answer),
-        }
-    }
-    merged
+/// Empty is the main process.
+fn exec_id(text: &str) -> Result<Option<ExecId>, Error> {
+    if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
 }

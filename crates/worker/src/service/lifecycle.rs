@@ -8,7 +8,10 @@ use std::time::Duration;
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference, RestartPolicy};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, RestartPolicy,
+    TerminalSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
@@ -44,6 +47,7 @@ impl Worker {
             host: &spec::HostLimits::of_host(),
         };
         let plan = spec::plan(&place, &request, &image.config)?;
+        let log = self.log_limits(&request)?;
 
         let record = Record {
             id: id.clone(),
@@ -56,6 +60,8 @@ impl Worker {
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            log,
+            tree,
             labels: plan.labels,
             stop_signal: plan.stop_signal,
             stop_timeout: plan.stop_timeout,
@@ -81,7 +87,14 @@ impl Worker {
         Ok((id, plan.warnings))
     }
 
-    /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
+    /// What the request says, over what the worker says.
+    fn log_limits(&self, request: &ContainerRequest) -> Result<LogLimits> {
+        let defaults = self.pools.log_limits();
+        let max_size = request.log_max_size.unwrap_or(defaults.max_size);
+        Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
+    }
+
+    /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
         reference: &ImageReference,
@@ -91,14 +104,14 @@ impl Worker {
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
             let image = store.get(&reference)?;
-            let tree = store.tree(&image)?;
-            let source = if is_microvm {
+            if is_microvm {
                 let block = store.block(&image)?;
-                RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
-            } else {
-                RootfsSource::Tree(tree.clone())
-            };
-            Ok((source, tree, image))
+                let format = block.format.to_string();
+                let source = RootfsSource::Block { image: block.path, format, store: root };
+                return Ok((source, store.accounts(&image)?, image));
+            }
+            let tree = store.tree(&image)?;
+            Ok((RootfsSource::Tree(tree.clone()), tree, image))
         })
         .await?
         .map_err(image_error)
@@ -195,6 +208,23 @@ impl Worker {
             return Err(Error::new(ErrorKind::Precondition, text));
         }
         Ok(Supervisor::of(directory).signal(signal, all).await?)
+    }
+
+    /// Sends a signal to a process that was executed in a container.
+    pub(super) async fn kill_exec(&self, container: &str, exec: ExecId, signal: i32) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).signal_exec(exec, signal).await?)
+    }
+
+    /// Changes the size of a terminal.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        exec: Option<ExecId>,
+        size: TerminalSize,
+    ) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).resize(exec, size).await?)
     }
 
     /// Removes a container's record; with `force` after killing it.

@@ -4,13 +4,16 @@
 //! answer for those that run. Two workers on one root see the same containers.
 
 mod attach;
+mod exec;
 mod find;
 mod follow;
 mod grpc;
 mod launch;
 mod lifecycle;
+mod logs;
 mod names;
 mod options;
+mod streams;
 mod view;
 
 use std::path::{Path, PathBuf};

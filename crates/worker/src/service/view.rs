@@ -45,6 +45,8 @@ impl From<Described> for api::Container {
             restart_count: state.restarts,
             stop_signal: record.stop_signal.get(),
             stop_timeout: record.stop_timeout,
+            terminal: request.terminal.is_some(),
+            stdin: request.stdin,
         }
     }
 }

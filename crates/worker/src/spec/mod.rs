@@ -5,6 +5,7 @@
 
 mod capabilities;
 mod devices;
+mod exec;
 mod files;
 mod host;
 mod init;
@@ -26,6 +27,7 @@ use oci_spec::runtime::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use exec::{ExecChoices, exec_process};
 pub(crate) use files::GeneratedFile;
 pub(crate) use host::HostLimits;
 use user::Account;
@@ -93,6 +95,10 @@ pub(crate) fn plan(
     };
     let hostname = request.hostname.clone().unwrap_or_else(|| place.id.short().to_owned());
     let env = environment(config.env().as_deref().unwrap_or_default(), &request.env, &hostname, &account)?;
+    let mut env = env;
+    if request.terminal.is_some() && !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push(exec::TERMINAL_TYPE.to_owned());
+    }
     let cwd = request.cwd.clone().or(config.working_dir().clone()).filter(|cwd| !cwd.is_empty());
     let cwd = cwd.unwrap_or_else(|| "/".to_owned());
     if !cwd.starts_with('/') {
@@ -177,25 +183,28 @@ fn environment(
     hostname: &str,
     account: &Account,
 ) -> Result<Vec<String>> {
+    let mut env =
+        vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", account.home)];
+    for entry in image.iter().chain(request) {
+        set_variable(&mut env, entry.clone())?;
+    }
+    Ok(env)
+}
+
+/// Sets a variable, in the place of an earlier one of its name.
+fn set_variable(env: &mut Vec<String>, entry: String) -> Result<()> {
     fn name(entry: &str) -> &str {
         entry.split_once('=').map_or(entry, |(name, _)| name)
     }
-    let mut env: Vec<String> = Vec::new();
-    let mut set = |entry: String| match env.iter_mut().find(|kept| name(kept) == name(&entry)) {
+    if name(&entry).is_empty() || !entry.contains('=') || entry.contains('\0') {
+        let text = format!("environment variable {:?} is not NAME=value", name(&entry));
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    match env.iter_mut().find(|kept| name(kept) == name(&entry)) {
         Some(kept) => *kept = entry,
         None => env.push(entry),
-    };
-    set(DEFAULT_PATH.to_owned());
-    set(format!("HOSTNAME={hostname}"));
-    set(format!("HOME={}", account.home));
-    for entry in image.iter().chain(request) {
-        if name(entry).is_empty() || !entry.contains('=') || entry.contains('\0') {
-            let text = format!("environment variable {:?} is not NAME=value", name(entry));
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
-        set(entry.clone());
     }
-    Ok(env)
+    Ok(())
 }
 
 fn process(
@@ -210,7 +219,7 @@ fn process(
     // process as they are, so they must say so themselves.
     let permitted = if account.uid == 0 { bounding.clone() } else { HashSet::new() };
     ProcessBuilder::default()
-        .terminal(false)
+        .terminal(request.terminal.is_some())
         .args(args)
         .env(env)
         .cwd(cwd)

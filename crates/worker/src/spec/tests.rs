@@ -38,6 +38,10 @@ pub(super) fn request(command: &[&str]) -> ContainerRequest {
         stdin: false,
         auto_remove: false,
         options: beta9_types::ContainerOptions::default(),
+        terminal: None,
+        attach: false,
+        log_max_size: None,
+        log_max_files: None,
     }
 }
 

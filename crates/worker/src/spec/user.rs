@@ -38,6 +38,21 @@ pub(super) fn resolve(user: &User, more: &[String], tree: &Path) -> Result<Accou
     Ok(account)
 }
 
+/// The same in a container's own files: each is the one of the first layer that has it.
+pub(super) fn resolve_in_layers(user: &User, layers: &[&Path]) -> Result<Account> {
+    let first = |name: &str| -> Result<String> {
+        for layer in layers.iter().filter(|layer| layer.is_dir()) {
+            let text = read(layer, name)?;
+            if !text.is_empty() {
+                return Ok(text);
+            }
+        }
+        Ok(String::new())
+    };
+    let (user, group) = user.parts();
+    resolve_in(user, group, &first("etc/passwd")?, &first("etc/group")?)
+}
+
 fn resolve_in(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<Account> {
     let number: Option<u32> = user.parse().ok();
     let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
