@@ -4,9 +4,10 @@
 use std::process::ExitCode;
 
 use beta9_types::SignalNumber;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::api;
+use crate::cli::filter::{self, Filter};
 use crate::cli::{Failure, Outcome, attach, run, session};
 use crate::client::Client;
 use crate::detach_keys::DetachKeys;
@@ -50,6 +51,35 @@ pub(super) struct RmArgs {
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
+}
+
+/// What is done to all containers at once.
+#[derive(Subcommand)]
+pub(super) enum ContainerCommand {
+    /// Remove every container that does not run.
+    Prune(PruneArgs),
+}
+
+#[derive(Args)]
+pub(super) struct PruneArgs {
+    /// Do not ask first.
+    #[arg(short, long)]
+    force: bool,
+    /// Only containers that fit, as in label=NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
+}
+
+pub(super) async fn run(client: &mut Client, command: ContainerCommand) -> Outcome {
+    let ContainerCommand::Prune(args) = command;
+    let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    if !args.force {
+        return Err(Failure::new("this removes every container that does not run: say --force to do it"));
+    }
+    let all = client.containers.list(api::ListRequest { all: true }).await?.into_inner().containers;
+    let over = |one: &api::Container| matches!(one.status.as_str(), "created" | "exited");
+    let ids = filter::keep(&filters, all)?.into_iter().filter(over).map(|one| one.id).collect();
+    rm(client, RmArgs { force: false, containers: ids }).await
 }
 
 #[derive(Args)]

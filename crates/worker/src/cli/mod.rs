@@ -6,6 +6,7 @@ mod config;
 mod container;
 mod doctor;
 mod exec;
+mod filter;
 mod flags;
 mod image;
 mod init;
@@ -18,12 +19,14 @@ mod serve;
 mod session;
 mod status;
 mod table;
+mod template;
+mod usage;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::client::Client;
 
@@ -108,6 +111,16 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Be PID 1 of a pod: reap, and keep a worker serving.
     Init(init::InitArgs),
+    /// Commands for all containers at once.
+    #[command(subcommand)]
+    Container(container::ContainerCommand),
+    /// Print a script that completes commands and flags in a shell.
+    ///
+    /// For bash: `source <(beta9-worker completion bash)`.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Own one container. Started by the worker.
     #[command(hide = true)]
     Supervise {
@@ -163,13 +176,21 @@ pub(crate) type Outcome = Result<ExitCode, Failure>;
 
 /// Parses the command line and does what it says. Returns the process's exit code.
 pub(crate) fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let failure = usage::failure(&error);
+            crate::terminal::error(&failure.message);
+            return ExitCode::from(failure.code);
+        }
+    };
     // Processes of other kinds than a client come first: they must start with one thread.
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
         Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),
+        Command::Completion { shell } => completion(shell),
         command => client_command(&global, command),
     };
     match outcome {
@@ -179,6 +200,13 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn completion(shell: clap_complete::Shell) -> Outcome {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "beta9-worker", &mut text);
+    crate::terminal::line(String::from_utf8_lossy(&text).trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn client_command(global: &Global, command: Command) -> Outcome {
@@ -203,6 +231,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Rename(args) => container::rename(&mut client, args).await,
                     Command::Exec(args) => exec::run(&mut client, *args).await,
                     Command::Attach(args) => attach::run(&mut client, args).await,
+                    Command::Container(command) => container::run(&mut client, command).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
@@ -224,8 +253,6 @@ fn client_command(global: &Global, command: Command) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

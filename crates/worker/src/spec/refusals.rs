@@ -6,11 +6,22 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Refuses what `runtime` would silently leave out.
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
-    if runtime != RuntimeKind::Gvisor {
-        return Ok(());
-    }
     let options = &request.options;
-    let refused = [
+    let limits = &options.limits;
+    let of_vms = [
+        (
+            limits.cpuset_cpus.is_some(),
+            "--cpuset-cpus",
+            "a VM's processors are not bound to the host's; use --cpus",
+        ),
+        (limits.cpuset_mems.is_some(), "--cpuset-mems", "a VM's memory is not bound to the host's nodes"),
+        (
+            limits.blkio_weight.is_some() || !limits.throttles.is_empty(),
+            "--blkio-weight and --device-read-bps and its like",
+            "a VM's disk is a file of the host",
+        ),
+    ];
+    let of_gvisor = [
         (
             matches!(options.process.seccomp, SeccompChoice::Profile(_)),
             "--security-opt seccomp=FILE",
@@ -28,10 +39,16 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
             "its kernel's settings cannot be changed from outside",
         ),
     ];
+    let refused: &[(bool, &str, &str)] = match runtime {
+        RuntimeKind::Runc => &[],
+        RuntimeKind::Gvisor => &of_gvisor,
+        RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
+    };
     match refused.iter().find(|(asked, ..)| *asked) {
         Some((_, flag, why)) => {
-            let text =
-                format!("gvisor does not support {flag}: {why}; leave it out, or choose another --runtime");
+            let text = format!(
+                "{runtime} does not support {flag}: {why}; leave it out, or choose another --runtime"
+            );
             Err(Error::new(ErrorKind::Invalid, text))
         }
         None => Ok(()),
