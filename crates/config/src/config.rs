@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, LogLimits, PoolName, RuntimeChoice, RuntimeKind};
+use beta9_types::{Digest, LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
@@ -12,6 +13,7 @@ use crate::near::nearest;
 use crate::node;
 use crate::pool::{Pool, Source};
 use crate::reader::{RUNTIME_WORDS, Reader};
+use crate::registries::FileRegistry;
 
 /// The variable that overrides `worker.container_runtime`.
 pub(crate) const RUNTIME_VARIABLE: &str = "CONTAINER_RUNTIME";
@@ -28,7 +30,9 @@ pub struct Config {
     pub(crate) default_pool: (Option<PoolName>, Source),
     pub(crate) log_max_size: (u64, Source),
     pub(crate) log_max_files: (u32, Source),
+    pub(crate) image_limit: (Option<u64>, Source),
     pub(crate) pools: Vec<Pool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 impl Config {
@@ -95,6 +99,10 @@ impl Config {
             Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
             None => (implied_default(&pools), Source::Default),
         };
+        let image_limit = match file.image_limit {
+            Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
+            None => (None, Source::Default),
+        };
         let root = match file.root {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
@@ -102,6 +110,7 @@ impl Config {
         let log = LogLimits::default();
         let log_max_size = or_default(file.log_max_size, log.max_size);
         let log_max_files = or_default(file.log_max_files, log.max_files);
+        let registries = file.registries;
         Ok(Self {
             file: None,
             loaded_hash: None,
@@ -111,7 +120,9 @@ impl Config {
             default_pool,
             log_max_size,
             log_max_files,
+            image_limit,
             pools,
+            registries,
         })
     }
 
@@ -150,6 +161,12 @@ impl Config {
         &self.pools
     }
 
+    /// How the registries are reached that the file names.
+    pub fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
+        let pair = |registry: &FileRegistry| (registry.host.clone(), registry.settings.clone());
+        self.registries.iter().map(pair).collect()
+    }
+
     /// A pool by its name.
     pub fn pool(&self, name: &str) -> Result<&Pool> {
         self.pools.iter().find(|pool| pool.name.as_str() == name).ok_or_else(|| {
@@ -163,6 +180,12 @@ impl Config {
                 .hint(hint)
                 .allowed(names)
         })
+    }
+
+    /// The most that images may take up on the disk, in bytes: beyond it those that were used longest ago go. `None` is no
+    /// limit.
+    pub fn image_limit(&self) -> Option<u64> {
+        self.image_limit.0
     }
 
     /// The pool for whoever names none: `worker.default_pool`, else `default`, else the only one. `None` where several

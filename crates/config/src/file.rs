@@ -8,17 +8,21 @@ use crate::error::{ErrorKind, Position, Result};
 use crate::near::nearest;
 use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
+use crate::registries::{self, FileRegistry};
 use crate::settings::{self, Rule};
+use crate::size;
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 7] = [
+const WORKER: [&str; 9] = [
     "root",
     "container_runtime",
     "debug_mode",
     "default_pool",
+    "image_limit",
     "log_max_size",
     "log_max_files",
     "pools",
+    "registries",
 ];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
@@ -40,7 +44,9 @@ pub(crate) struct File {
     pub(crate) default_pool: Option<Given<PoolName>>,
     pub(crate) log_max_size: Option<Given<u64>>,
     pub(crate) log_max_files: Option<Given<u32>>,
+    pub(crate) image_limit: Option<Given<u64>>,
     pub(crate) pools: Vec<FilePool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 /// What the file says about one pool.
@@ -61,6 +67,8 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         Some("worker.pools.<name>.container_runtime_config")
     } else if has(&POOL) && !has(&WORKER) {
         Some("worker.pools.<name>")
+    } else if has(&registries::KEYS) {
+        Some("worker.registries.<host>")
     } else if has(&WORKER) {
         Some("worker")
     } else {
@@ -92,6 +100,12 @@ impl File {
             }
             if let Some(entry) = keys.take("log_max_files") {
                 file.log_max_files = given(&entry, reader.number(&entry, 1, LogLimits::MAX_FILES)?);
+            }
+            if let Some(entry) = keys.take("registries") {
+                file.registries = registries::read(reader, &entry)?;
+            }
+            if let Some(entry) = keys.take("image_limit") {
+                file.image_limit = given(&entry, size::read(reader, &entry)?);
             }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {

@@ -24,7 +24,7 @@ use crate::index::{self, Record};
 use crate::layout::{Layout, sync_directory};
 use crate::lock::Lock;
 use crate::source::{self, check_layer_type, digest_of};
-use crate::{Error, ErrorKind, Result, Store};
+use crate::{Error, ErrorKind, Limits, Result, Store};
 
 /// How long an interrupted blob waits for somebody to go on with it.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -178,6 +178,18 @@ impl Ingest {
         Ok(image)
     }
 
+    /// Gives the image up: of what it asked for nothing stays that no other image has. While others pull or import,
+    /// blobs stay that they may have found to be here already.
+    pub fn abandon(self, wanted: &[Wanted]) -> Result<()> {
+        let directory = partials(self.store.layout());
+        for wanted in wanted {
+            remove_unlocked(&directory.join(wanted.digest.hex()), Duration::ZERO)?;
+        }
+        let Self { store, _lease: lease } = self;
+        drop(lease);
+        store.remove_unused(wanted.iter().map(|wanted| wanted.digest.clone()).collect()).map(drop)
+    }
+
     fn blobs(&self) -> Blobs<'_> {
         self.store.blobs()
     }
@@ -198,7 +210,7 @@ pub struct Partial {
 impl Partial {
     fn open(layout: &Layout, wanted: &Wanted) -> Result<Option<Self>> {
         let path = partials(layout).join(wanted.digest.hex());
-        let is_stored = || Blobs { layout, max_layer: u64::MAX }.has(&wanted.digest, wanted.size);
+        let is_stored = || Blobs { layout, limits: Limits::default() }.has(&wanted.digest, wanted.size);
         let file = loop {
             if is_stored() {
                 return Ok(None);
@@ -333,21 +345,25 @@ fn sweep(directory: &Path, age: Duration) -> Result<u64> {
     let mut freed = 0;
     for entry in entries {
         let path = entry.map_err(|e| Error::io("read", directory, e))?.path();
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        // Whatever else happens to it in this moment, it is somebody's.
-        let Ok(file) = OpenOptions::new().write(true).custom_flags(flags).open(&path) else { continue };
-        let Ok(found) = file.metadata() else { continue };
-        let is_old = SystemTime::now().duration_since(found.modified().unwrap_or(SystemTime::now()));
-        let is_old = is_old.is_ok_and(|elapsed| elapsed >= age);
-        if is_old
-            && lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-            && is_same_file(&file, &path)
-        {
-            remove(&path)?;
-            freed += found.len();
-        }
+        freed += remove_unlocked(&path, age)?;
     }
     Ok(freed)
+}
+
+/// Removes one that is older than that, unless somebody holds it. Returns the bytes that this freed.
+fn remove_unlocked(path: &Path, age: Duration) -> Result<u64> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let Ok(file) = OpenOptions::new().write(true).custom_flags(flags).open(path) else { return Ok(0) };
+    let Ok(found) = file.metadata() else { return Ok(0) };
+    // A clock that was set back makes nothing old.
+    let elapsed = found.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+    let is_old = age.is_zero() || elapsed.is_some_and(|elapsed| elapsed >= age);
+    let is_ours = lock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_same_file(&file, path);
+    if !is_old || !is_ours {
+        return Ok(0);
+    }
+    remove(path)?;
+    Ok(found.len())
 }
 
 fn lock(file: &File, operation: FlockOperation) -> rustix::io::Result<()> {

@@ -15,21 +15,28 @@
 //! of [`Limits`] or try to reach out of their root (see the `apply` module). Nothing is fetched from
 //! a network here: whoever does that hands the bytes over, to an [`Ingest`].
 
+mod ahead;
 mod apply;
 mod blobs;
 mod block;
 mod compression;
 mod error;
 mod export;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod ingest;
 mod layout;
 mod lock;
+mod merge;
 mod progress;
+mod prune;
 mod remove;
 pub mod scratch;
 mod source;
+mod squashfs;
 mod store;
 mod tap;
 mod tool;
@@ -41,4 +48,5 @@ pub use export::ExportFormat;
 pub use image::{Documents, Image, Layer};
 pub use ingest::{Ingest, Partial, Plan, Wanted};
 pub use progress::{Progress, Step};
+pub use prune::{InUse, Lease, Pruned, Unused};
 pub use store::Store;

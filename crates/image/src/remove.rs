@@ -7,7 +7,6 @@ use std::path::Path;
 
 use beta9_types::{Digest, ImageReference};
 
-use crate::block::BlockFormat;
 use crate::index;
 use crate::lock::Lock;
 use crate::{Error, ErrorKind, Image, Result, Store};
@@ -34,34 +33,37 @@ impl Store {
     /// While something is pulled or imported nothing is removed: it could be just what that image has found to be here.
     pub fn remove_content(&self, image: &Image) -> Result<u64> {
         let Some(_alone) = Lock::try_exclusive(&self.layout().lock("content"))? else { return Ok(0) };
+        if !self.names(&image.digest)?.is_empty() {
+            return Ok(0);
+        }
+        // A container that is being made of it right now keeps it; a later prune takes it.
+        let Some(_unleased) = Lock::try_exclusive(&self.use_lock(&image.digest))? else { return Ok(0) };
+        self.discard_made(&image.digest)?;
+        // The manifest goes last, so that what is left of an interrupted removal can still be read.
+        let layers = image.layers.iter().map(|layer| layer.digest.clone());
+        self.remove_blobs(layers.chain([self.config_digest(image)?, image.digest.clone()]).collect())
+    }
+
+    /// Removes those of these blobs that no image has. Returns their bytes.
+    pub(crate) fn remove_unused(&self, blobs: Vec<Digest>) -> Result<u64> {
+        match Lock::try_exclusive(&self.layout().lock("content"))? {
+            Some(_alone) => self.remove_blobs(blobs),
+            None => Ok(0),
+        }
+    }
+
+    /// The same for whoever holds the lock.
+    fn remove_blobs(&self, blobs: Vec<Digest>) -> Result<u64> {
         let mut kept = HashSet::new();
         for record in index::read(self.layout())? {
-            if record.manifest == image.digest {
-                return Ok(0);
-            }
             let other = self.load(&record)?;
             kept.extend(other.layers.iter().map(|layer| layer.digest.clone()));
             kept.insert(self.config_digest(&other)?);
             kept.insert(other.digest);
         }
-        let config = self.config_digest(image)?;
-        for format in BlockFormat::ALL {
-            remove_file(&self.layout().block(&image.digest, format.as_str()))?;
-        }
-        let tree = self.layout().tree(&image.digest);
-        if tree.is_dir() {
-            // Out of sight first: half a tree must never be taken for a whole one.
-            let doomed = self.layout().temporary_directory()?;
-            let place = doomed.path().join("tree");
-            fs::rename(&tree, &place).map_err(|e| Error::io("remove", &tree, e))?;
-        }
         let mut freed = 0;
-        // The manifest goes last, so that what is left of an interrupted removal can still be read.
-        let layers = image.layers.iter().map(|layer| layer.digest.clone());
-        for digest in layers.chain([config, image.digest.clone()]) {
-            if !kept.contains(&digest) {
-                freed += remove_file(&self.layout().blob(&digest))?;
-            }
+        for digest in blobs.into_iter().filter(|digest| !kept.contains(digest)) {
+            freed += remove_file(&self.layout().blob(&digest))?;
         }
         Ok(freed)
     }

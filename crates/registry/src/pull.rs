@@ -1,12 +1,12 @@
 //! Pulling: from a name to an image in the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use beta9_image::{Image, Ingest, Partial, Plan, Store, Wanted};
 use beta9_types::{Digest, ImageReference, Platform, RegistryHost};
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::auth::Session;
@@ -93,12 +93,25 @@ impl Registries {
             session,
             repository,
             watch: Arc::clone(watch),
+            wanted: Mutex::default(),
+            config: OnceLock::new(),
+            stop: watch::Sender::new(false),
         });
-        let manifest = fetcher.image(pull).await?;
+        let manifest = fetcher.image(pull).await;
         let reference = pull.reference.clone();
-        let fetcher = Arc::into_inner(fetcher)
+        let Fetcher { ingest, wanted, .. } = Arc::into_inner(fetcher)
             .ok_or_else(|| Error::new(ErrorKind::Io, "a layer is still being fetched"))?;
-        Ok(blocking(move || fetcher.ingest.finish(&reference, &manifest)).await??)
+        match manifest {
+            Ok(manifest) => Ok(blocking(move || ingest.finish(&reference, &manifest)).await??),
+            // Where no connection can be made the next pull goes on. Who answers and does not deliver has lied about
+            // what it has, and what it sent beside the lie is worth nothing.
+            Err(error) if error.kind() == ErrorKind::Unreachable => Err(error),
+            Err(error) => {
+                let wanted = wanted.into_inner();
+                blocking(move || ingest.abandon(&wanted)).await??;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -116,6 +129,11 @@ struct Fetcher {
     session: Session,
     repository: String,
     watch: Arc<dyn Watch>,
+    /// What the image asks for, once that is known.
+    wanted: Mutex<Vec<Wanted>>,
+    config: OnceLock<Digest>,
+    /// Whether a layer has failed, and the others need not go on.
+    stop: watch::Sender<bool>,
 }
 
 impl Fetcher {
@@ -129,6 +147,8 @@ impl Fetcher {
         .await?
         .bytes;
         let plan = self.ingest.plan(&manifest)?;
+        self.wanted.lock().await.extend(plan.layers.iter().chain([&plan.config]).cloned());
+        let _ = self.config.set(plan.config.digest.clone());
         for layer in &plan.layers {
             self.tell(layer, Status::Waiting, 0);
         }
@@ -151,35 +171,47 @@ impl Fetcher {
 
     async fn layers(self: &Arc<Self>, plan: &Plan) -> Result<()> {
         let turns = Arc::new(Semaphore::new(PARALLEL));
-        // The first failure drops the set, which ends the others.
         let mut fetching = JoinSet::new();
         for layer in plan.layers.clone() {
             let (this, turns) = (Arc::clone(self), Arc::clone(&turns));
             fetching.spawn(async move {
                 let _turn = turns.acquire().await;
-                this.blob(&layer).await
+                let done = this.blob(&layer).await;
+                if done.is_err() {
+                    this.stop.send_replace(true);
+                }
+                done
             });
         }
+        // All of them end before anything is cleaned up.
         let mut outcome = Ok(());
         while let Some(done) = fetching.join_next().await {
-            let done = match done {
-                Ok(done) => done,
-                Err(error) if error.is_cancelled() => continue,
-                Err(error) => Err(Error::caused(ErrorKind::Io, "a step panicked", error)),
-            };
-            if outcome.is_ok() && done.is_err() {
-                outcome = done;
-                fetching.abort_all();
-            }
+            let done = done.map_err(|e| Error::caused(ErrorKind::Io, "a step panicked", e));
+            outcome = outcome.and(done.and_then(|done| done));
         }
         outcome
     }
 
-    /// Brings one blob into the store, over as many connections as it takes.
+    /// Does something unless another layer fails meanwhile.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut stop = self.stop.subscribe();
+        tokio::select! {
+            done = work => done,
+            _ = stop.wait_for(|stop| *stop) => {
+                Err(Error::new(ErrorKind::Interrupted, "given up as another layer failed"))
+            }
+        }
+    }
+
+    /// Brings one blob into the store, over as many connections as it takes. It ends early, and well, where another
+    /// one has failed.
     async fn blob(self: &Arc<Self>, wanted: &Wanted) -> Result<()> {
         let mut fruitless = 0;
         let mut delay = self.session.transport.waits.retry;
         for attempt in 1.. {
+            if *self.stop.borrow() {
+                return Ok(());
+            }
             // Waits for whoever fetches the same; a file is opened anew for each attempt, as the last one closed it.
             let (this, blob) = (Arc::clone(self), wanted.clone());
             let Some(partial) = blocking(move || this.ingest.partial(&blob)).await?? else {
@@ -197,21 +229,22 @@ impl Fetcher {
                 Err(error) => error,
             };
             fruitless = if partial.written() >= before.saturating_add(FRUIT) { 0 } else { fruitless + 1 };
-            let is_last = fruitless >= FRUITLESS || attempt >= ATTEMPTS || !error.is_transient();
-            // Where no connection can be made the next pull goes on. Who answers and does not deliver has lied about
-            // what it has, and what a registry sent beside the truth is worth nothing.
-            let is_worthless = is_last && error.kind() != ErrorKind::Unreachable;
-            if is_worthless {
-                blocking(move || partial.discard()).await??;
-            } else {
-                drop(partial);
+            drop(partial);
+            if *self.stop.borrow() {
+                return Ok(());
             }
-            if is_last {
+            if fruitless >= FRUITLESS || attempt >= ATTEMPTS || !error.is_transient() {
                 let message = format!("layer {} cannot be fetched", wanted.digest);
                 return Err(error.during(message));
             }
             tracing::debug!(digest = %wanted.digest, attempt, error = error.chain(), "fetching a layer again");
-            tokio::time::sleep(delay).await;
+            let pause = async {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            };
+            if self.unless_stopped(pause).await.is_err() {
+                return Ok(());
+            }
             delay = (delay * 2).min(self.session.transport.waits.idle);
         }
         Ok(())
@@ -222,7 +255,7 @@ impl Fetcher {
         if partial.missing() == 0 && wanted.size > 0 {
             partial.restart()?;
         }
-        let response = match self.request(wanted, &mut partial).await {
+        let response = match self.unless_stopped(self.request(wanted, &mut partial)).await {
             Ok(response) => response,
             Err(error) => return Ok((partial, Err(error))),
         };
@@ -240,7 +273,7 @@ impl Fetcher {
         let mut stream = Stream::new(&self.session.transport, response);
         let mut arrived = start;
         let received = loop {
-            match stream.next().await {
+            match self.unless_stopped(stream.next()).await {
                 Ok(Some(piece)) => {
                     arrived += piece.len() as u64;
                     self.tell(wanted, Status::Moving, arrived.min(wanted.size));
@@ -309,6 +342,10 @@ impl Fetcher {
     }
 
     fn tell(&self, wanted: &Wanted, status: Status, done: u64) {
+        // The configuration is no layer.
+        if self.config.get() == Some(&wanted.digest) {
+            return;
+        }
         self.watch.see(Transfer { digest: wanted.digest.clone(), status, done, total: wanted.size });
     }
 }

@@ -6,7 +6,7 @@ use reqwest::header::HeaderMap;
 
 use crate::auth::Session;
 use crate::transport::Transport;
-use crate::{Credentials, Result, Waits};
+use crate::{Credentials, Error, ErrorKind, Result, Waits};
 
 /// How registries are reached. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -40,7 +40,14 @@ impl Registries {
     ) -> Result<()> {
         let session = self.session(host, plain_http, Some(credentials), None).await?;
         let url = session.transport.url("")?;
-        session.get(Method::GET, url, &HeaderMap::new(), "this log-in").await.map(drop)
+        match session.get(Method::GET, url, &HeaderMap::new(), "a log-in").await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Unauthorized => Err(Error::new(
+                ErrorKind::Unauthorized,
+                format!("{host} does not take this user and password"),
+            )),
+            Err(error) => Err(error.during(format!("cannot log in to {host}"))),
+        }
     }
 
     pub(crate) async fn session(

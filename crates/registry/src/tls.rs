@@ -1,7 +1,7 @@
 //! TLS: the certificates that the machine trusts, and those of a setting.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -9,11 +9,20 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::{Error, ErrorKind, Result};
 
+/// The machine's own, read once: there are more than a hundred. A machine without any can still use registries on
+/// loopback.
+fn machines() -> &'static RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    })
+}
+
 /// A client that believes the machine's authorities, and those in `extra`, a PEM file.
 pub(crate) fn client(extra: Option<&Path>) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    // A machine without any certificate can still use registries on loopback; others say what is missing.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let mut roots = machines().clone();
     if let Some(path) = extra {
         let invalid = |e: Box<dyn std::error::Error + Send + Sync>| {
             Error::caused(ErrorKind::Invalid, format!("cannot use the certificates in {}", path.display()), e)

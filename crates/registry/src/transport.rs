@@ -277,6 +277,12 @@ pub(crate) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
+/// Host and port, as names of images have them.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 /// What a registry says, in a message: short, on one line, without a query.
 pub(crate) fn shown(text: &str) -> String {
     let text = text.split('?').next().unwrap_or_default();
@@ -320,7 +326,7 @@ pub(crate) async fn refused(transport: &Transport, response: Response, what: &st
     let (status, url) = (response.status(), response.url().clone());
     let words = transport.read(response, MAX_WORDS, "error").await.ok().and_then(|bytes| words(&bytes));
     let words = words.map_or_else(String::new, |words| format!(" ({words})"));
-    let host = url.host_str().unwrap_or_default();
+    let host = authority(&url);
     let (kind, message) = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (
             ErrorKind::Unauthorized,

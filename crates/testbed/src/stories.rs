@@ -6,6 +6,7 @@
 mod exec;
 mod exit;
 mod files;
+mod images;
 mod lifecycle;
 mod limits;
 mod logs;
@@ -46,6 +47,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         logs::STORIES,
         process::STORIES,
         files::STORIES,
+        images::STORIES,
         mounts::STORIES,
         limits::STORIES,
         lifecycle::STORIES,

@@ -34,7 +34,8 @@ impl LogLimits {
             "t" => 40,
             _ => return Err(bad()),
         };
-        let bytes: u64 = number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(bad)?;
+        let bytes: u64 =
+            number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or_else(bad)?;
         if (Self::MIN_SIZE..=Self::MAX_SIZE).contains(&bytes) { Ok(bytes) } else { Err(bad()) }
     }
 

@@ -2,7 +2,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerName, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize, string_newtype};
+use crate::{
+    ContainerName, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize, string_newtype,
+};
 
 /// What a caller asks for. Every field is what the user said; what it became is in the container's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,6 +27,8 @@ use crate::progress::Progress;
 use crate::{Error, ErrorKind, Result};
 use content::{Content, Directory};
 use members::{Members, Scan};
+#[cfg(fuzzing)]
+pub(crate) use oci::fuzz_index;
 pub(crate) use oci::{FULL_NAME, check_layer_count, check_layer_type, diff_ids, digest as digest_of};
 
 /// Where an import goes: the store's blobs, what they may hold, and who watches.
@@ -38,7 +40,7 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: self.layout, max_layer: self.limits.bytes }
+        Blobs { layout: self.layout, limits: self.limits }
     }
 }
 

@@ -153,9 +153,20 @@ pub fn pull(name: &str) -> Pull {
 pub fn impatient() -> Registries {
     Registries::default().with_waits(Waits {
         connect: Duration::from_secs(5),
-        idle: Duration::from_millis(600),
+        idle: Duration::from_millis(400),
         retry: Duration::from_millis(5),
     })
+}
+
+/// A registry that is honest about everything but layers.
+pub fn honest_but(
+    image: Fixture,
+    layer: impl Fn(&fake::Asked) -> hyper::Response<fake::Body> + Send + Sync + 'static,
+) -> impl Fn(&fake::Asked) -> hyper::Response<fake::Body> + Send + Sync + 'static {
+    move |asked| {
+        let is_layer = image.layers.iter().any(|digest| asked.path.ends_with(digest.as_str()));
+        if is_layer { layer(asked) } else { fake::honest(&image, asked) }
+    }
 }
 
 /// What was said about layers.

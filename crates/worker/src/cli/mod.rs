@@ -6,16 +6,20 @@ mod container;
 mod doctor;
 mod exec;
 mod image;
+mod image_view;
 mod init;
 mod inspect;
 mod internal;
+mod login;
 mod logs;
 mod ps;
+mod pull;
 mod run;
 mod serve;
 mod session;
 mod status;
 mod table;
+mod transfer;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -70,6 +74,14 @@ enum Command {
     Exec(Box<exec::ExecArgs>),
     /// Take part in the input and output of a running container.
     Attach(attach::AttachArgs),
+    /// Bring an image from a registry.
+    Pull(pull::PullArgs),
+    /// Send an image to a registry.
+    Push(pull::PushArgs),
+    /// Store credentials for a registry.
+    Login(login::LoginArgs),
+    /// Forget the credentials for a registry.
+    Logout(login::LogoutArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -181,6 +193,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
         match command {
             Command::Serve(args) => serve::run(global, args).await,
             Command::Config(command) => config::run(global, command),
+            Command::Logout(args) => login::logout(args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             command => {
                 crate::terminal::init_logging(global.verbose);
@@ -189,6 +202,9 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Run(args) => run::run(&mut client, *args).await,
                     Command::Exec(args) => exec::run(&mut client, *args).await,
                     Command::Attach(args) => attach::run(&mut client, args).await,
+                    Command::Pull(args) => pull::pull(&mut client, args).await,
+                    Command::Push(args) => pull::push(&mut client, args).await,
+                    Command::Login(args) => login::login(&mut client, args).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,

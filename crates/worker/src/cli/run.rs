@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::api;
 use crate::cli::attach::attach;
+use crate::cli::pull::{self, ImageFlags};
 use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal};
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
@@ -79,6 +80,8 @@ pub(super) struct RunArgs {
     /// Run in this pool; its configuration decides the runtime.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    #[command(flatten)]
+    source: ImageFlags,
     /// The image.
     image: String,
     /// The command and its arguments; the image's own where absent.
@@ -104,7 +107,8 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
         signals: if args.sig_proxy { Signals::PassedOn } else { Signals::Ours },
         keys: args.detach_keys.clone(),
     };
-    let created = client.containers.create(request(args)?).await?.into_inner();
+    let source = args.source.clone();
+    let created = pull::create(client, request(args)?, &source).await?;
     for warning in created.warnings {
         terminal::warning(&warning);
     }
@@ -148,6 +152,7 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         attach: !args.detach,
         log_max_size,
         log_max_files,
+        ..api::CreateRequest::default()
     })
 }
 

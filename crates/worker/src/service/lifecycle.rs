@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
@@ -15,6 +16,7 @@ use beta9_types::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
+use crate::service::images::{Wish, check_runs_here};
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
@@ -26,12 +28,20 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+        wish: Wish,
+    ) -> Result<ContainerId> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
-        let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
+        // Nobody watches: who wants to see the progress pulls first.
+        self.fulfil(wish, Arc::new(|_| {})).await?;
+        // The lease keeps the image until the record does.
+        let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
         let plan = spec::plan(&id, &request, &image.config, &tree)?;
         let log = self.log_limits(&request)?;
 
@@ -42,7 +52,7 @@ impl Worker {
             runtime: assigned.runtime,
             fallback_reason: assigned.fallback_reason,
             settings: assigned.settings,
-            image_digest: image.digest,
+            image_digest: image.digest.clone(),
             args: plan.args,
             rootfs,
             created_us: now_us(),
@@ -67,6 +77,7 @@ impl Worker {
             }
             return Err(error);
         }
+        self.keep_image_limit(image.digest).await;
         Ok(id)
     }
 
@@ -77,27 +88,28 @@ impl Worker {
         Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
     }
 
-    /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
+    /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
         reference: &ImageReference,
         assigned: &Assigned,
-    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image)> {
+    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image, beta9_image::Lease)> {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference)?;
-            let tree = store.tree(&image)?;
-            let source = if is_microvm {
-                let block = store.block(&image)?;
-                RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
-            } else {
-                RootfsSource::Tree(tree.clone())
-            };
-            Ok((source, tree, image))
+            let (image, lease) = store.claim(&reference).map_err(image_error)?;
+            check_runs_here(&image)?;
+            if is_microvm {
+                let block = store.block(&image).map_err(image_error)?;
+                let format = block.format.to_string();
+                let source = RootfsSource::Block { image: block.path, format, store: root };
+                let accounts = store.accounts(&image).map_err(image_error)?;
+                return Ok((source, accounts, image, lease));
+            }
+            let tree = store.tree(&image).map_err(image_error)?;
+            Ok((RootfsSource::Tree(tree.clone()), tree, image, lease))
         })
         .await?
-        .map_err(image_error)
     }
 
     fn claim_name(&self, record: &Record) -> Result<()> {
@@ -318,6 +330,9 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Full => ErrorKind::Precondition,
+        beta9_image::ErrorKind::Busy => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

@@ -8,9 +8,11 @@ mod exec;
 mod find;
 mod follow;
 mod grpc;
+mod images;
 mod launch;
 mod lifecycle;
 mod logs;
+mod prune;
 mod streams;
 mod view;
 
