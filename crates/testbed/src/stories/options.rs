@@ -83,9 +83,9 @@ fn resource_limits(world: &World<'_>) -> Result<()> {
 }
 
 fn memory_file_systems_have_a_size(world: &World<'_>) -> Result<()> {
-    let flags = ["--tmpfs", "/run:size=1m,mode=1770", "--tmpfs", "/var/new"];
-    let script = "stat -c %a /run; df -k /run | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2
-        dd if=/dev/zero of=/run/big bs=1k count=2000 2>&1 | grep -c 'No space left'
+    let flags = ["--tmpfs", "/new/run:size=1m,mode=1770", "--tmpfs", "/var/new"];
+    let script = "stat -c %a /new/run; df -k /new/run | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2
+        dd if=/dev/zero of=/new/run/big bs=1k count=2000 2>&1 | grep -c 'No space left'
         grep ' /var/new ' /proc/mounts | grep noexec | grep nosuid | grep -c nodev";
     world.run(&flags, &["sh", "-c", script])?.prints("1770\n1024\n1\n1")?;
     Ok(())
