@@ -54,7 +54,7 @@ impl Server {
     pub(crate) async fn attach(&self, mut connection: Connection, from: AttachFrom, stdin: bool) {
         let reserved = self.reserved.take();
         let cursor = match from {
-            AttachFrom::Start => reserved.unwrap_or_else(|| self.log.oldest()),
+            AttachFrom::Start => reserved.unwrap_or_else(|| self.log.latest_start()),
             AttachFrom::Now => self.log.newest(),
         };
         let reply = Reply::Log { position: cursor.position() };

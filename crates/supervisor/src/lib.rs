@@ -37,6 +37,7 @@ mod log;
 mod protocol;
 mod record;
 mod recover;
+mod restart;
 mod rootfs;
 mod runtimes;
 mod server;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
-use beta9_types::{ContainerId, ContainerState, Exit, Phase};
+use beta9_types::{ContainerId, ContainerState, Exit, Phase, TerminalSize};
 use oci_spec::runtime::Spec;
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -26,6 +27,7 @@ use crate::lock::try_lock;
 use crate::log::{LogWriter, Stream};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
+use crate::restart::Restarts;
 use crate::server::{Command, Server};
 use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
 use crate::{recover, rootfs, runtimes};
@@ -34,7 +36,6 @@ use crate::{recover, rootfs, runtimes};
 pub(crate) const READY: &str = "ready\n";
 
 const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
-const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
 
 /// Bytes still in the pipes when the process is gone are read within this time.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,6 +73,7 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
     runtime.block_on(async {
         match state.state {
             ContainerState::Created => live(directory, record, &reaper).await,
+            ContainerState::Exited(_) if state.cleaned => live(directory, record, &reaper).await,
             _ => recover::clean_up(&directory, &record, state, &reaper).await,
         }
     })
@@ -80,24 +82,25 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
 async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
     let marks = Marks::default();
     marks.reach(Phase::SupervisorStarted);
-    let starting = StateFile { state: ContainerState::Starting, cleaned: false, marks: marks.all() };
+    let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
+    let starting = StateFile { cleaned: false, ..starting };
     starting.write(&directory)?;
     let (updates, watcher) = watch::channel(Update { state: starting });
     let (commands, inbox) = mpsc::channel(16);
     let log = SharedLog::new(LogWriter::create(&directory.log(), record.log)?);
     let stdin = if record.request.stdin { Stdin::Open } else { Stdin::Null };
     let terminal = record.request.terminal;
-    let (container_stdio, host_stdio) = stdio::open(stdin, terminal)
+    let (first, first_stdin) = Streams::open(stdin, terminal, &log)
         .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
-    let HostStdio { stdin, stdout, stderr } = host_stdio;
-    let reserved = Reserved::at(record.request.attach.then(|| log.oldest()));
+    // Behind what an earlier start wrote.
+    let reserved = Reserved::at(record.request.attach.then(|| log.newest()));
     let execs = Arc::new(Execs::default());
 
     stop_on_terminate(commands.clone())?;
     let server = Arc::new(Server {
         commands,
         updates: watcher,
-        stdin: Arc::new(Input::open(stdin, terminal)),
+        stdin: Arc::new(Input::open(first_stdin, terminal)),
         log: log.clone(),
         reserved: Arc::clone(&reserved),
         attached: TaskTracker::new(),
@@ -108,16 +111,20 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     let serving = tokio::spawn(Arc::clone(&server).run(listen(&directory)?, closing));
     announce_ready();
 
-    let mut pumps = JoinSet::new();
-    pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
-    pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
-
     let cgroup = cgroup(&record.id);
     let runtime = runtimes::build(record.runtime, &record.settings, reaper)
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
-    let reaper = reaper.clone();
-    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, execs };
-    life.run(container_stdio, pumps, log).await;
+    let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
+    let mut life =
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+    // What clients write goes to the latest start.
+    let again = || {
+        log.keep();
+        let (streams, input) = Streams::open(stdin, terminal, &log)?;
+        server.stdin.reopen(input);
+        Ok(streams)
+    };
+    life.run(first, again, &log).await;
     // Whoever ran the container may not have attached yet when it was quick; then its output is here and nowhere else.
     let _ = timeout(LINGER, reserved.gone()).await;
     drop(reserved.take());
@@ -171,6 +178,27 @@ fn announce_ready() {
     let _ = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush());
 }
 
+/// The streams of one start of a container: its own ends, and what moves the rest into the log.
+struct Streams {
+    container: ContainerStdio,
+    pumps: JoinSet<()>,
+}
+
+impl Streams {
+    /// Opens them. Returns our end of stdin, too.
+    fn open(
+        stdin: Stdin,
+        terminal: Option<TerminalSize>,
+        log: &SharedLog,
+    ) -> std::io::Result<(Self, Option<pipe::Sender>)> {
+        let (container, HostStdio { stdin, stdout, stderr }) = stdio::open(stdin, terminal)?;
+        let mut pumps = JoinSet::new();
+        pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
+        pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
+        Ok((Self { container, pumps }, stdin))
+    }
+}
+
 /// The task that owns the container. Nobody else touches its runtime or its state.
 struct Life {
     directory: ContainerDirectory,
@@ -181,12 +209,47 @@ struct Life {
     cgroup: Cgroup,
     runtime: Box<dyn Runtime>,
     reaper: Reaper,
+    restarts: Restarts,
     execs: Arc<Execs>,
 }
 
 impl Life {
-    async fn run(&mut self, stdio: ContainerStdio, pumps: JoinSet<()>, log: SharedLog) {
-        let (mut container, exit) = match self.start(stdio).await {
+    /// From the first start to the end that no policy follows.
+    async fn run(&mut self, first: Streams, again: impl Fn() -> std::io::Result<Streams>, log: &SharedLog) {
+        let mut streams = first;
+        loop {
+            let began = Instant::now();
+            let exit = self.run_once(streams, log, began).await;
+            let exit = match exit {
+                Ended::Over(exit) => exit,
+                Ended::Again(exit, pause) => {
+                    if self.pause(pause).await {
+                        self.marks = Marks::default();
+                        self.publish(ContainerState::Starting, false);
+                        match again() {
+                            Ok(opened) => {
+                                streams = opened;
+                                continue;
+                            }
+                            Err(error) => {
+                                let text = format!("make the container's pipes: {error}");
+                                Exit::start_failed(Exit::OUR_FAILURE, text)
+                            }
+                        }
+                    } else {
+                        exit
+                    }
+                }
+            };
+            self.marks.reach(Phase::Cleaned);
+            return self.publish(ContainerState::Exited(exit), true);
+        }
+    }
+
+    /// One start, to its end and to the last of what it held.
+    async fn run_once(&mut self, streams: Streams, log: &SharedLog, began: Instant) -> Ended {
+        let Streams { container, pumps } = streams;
+        let (mut container, exit) = match self.start(container).await {
             Ok(mut container) => {
                 let exit = self.watch_over(container.as_mut()).await;
                 (Some(container), exit)
@@ -197,13 +260,48 @@ impl Life {
             }
         };
         self.marks.reach(Phase::Exited);
+        let pause = self.restarts.next(&exit, began.elapsed());
         // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
-        self.publish(ContainerState::Exited(exit.clone()), false);
+        match pause {
+            Some(_) => self.publish(ContainerState::Restarting(exit.clone()), false),
+            None => self.publish(ContainerState::Exited(exit.clone()), false),
+        }
         drain(pumps).await;
         self.execs.close().await;
         self.give_back(container.as_deref_mut()).await;
-        self.marks.reach(Phase::Cleaned);
-        self.publish(ContainerState::Exited(exit), true);
+        match pause {
+            Some(pause) => Ended::Again(exit, pause),
+            None => Ended::Over(exit),
+        }
+    }
+
+    /// Waits before another start; `false` when somebody wants the container's end instead.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return true,
+                command = next_command(&mut self.inbox) => match command {
+                    Command::Signal { number, done, .. } if !self.ends(number) => {
+                        let _ = done.send(Err("the container is about to be started again".to_owned()));
+                    }
+                    Command::Signal { done, .. } => {
+                        self.restarts.stop();
+                        let _ = done.send(Ok(()));
+                        return false;
+                    }
+                    Command::Stop { .. } => {
+                        self.restarts.stop();
+                        return false;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether a signal asks for the container's end, after which no policy starts it again.
+    fn ends(&self, number: i32) -> bool {
+        number == SIGKILL || number == self.record.stop_signal.get()
     }
 
     /// Creates and starts the container, unless somebody stops it first.
@@ -226,10 +324,12 @@ impl Life {
                         let _ = done.send(Err("the container has not started yet".to_owned()));
                     }
                     Command::Signal { done, .. } => {
+                        self.restarts.stop();
                         let _ = done.send(Ok(()));
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
                     }
                     Command::Stop { .. } => {
+                        self.restarts.stop();
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
                     }
                 },
@@ -265,12 +365,16 @@ impl Life {
                 }
                 command = next_command(&mut self.inbox) => match command {
                     Command::Signal { number, all, done } => {
+                        if self.ends(number) {
+                            self.restarts.stop();
+                        }
                         let target = if all { SignalTarget::All } else { SignalTarget::Main };
                         let sending = send(number, target);
                         sends.spawn(async move { drop(done.send(sending.await)); });
                     }
                     Command::Stop { grace } => {
-                        let sending = send(SIGTERM, SignalTarget::Main);
+                        self.restarts.stop();
+                        let sending = send(self.record.stop_signal.get(), SignalTarget::Main);
                         sends.spawn(async move { drop(sending.await); });
                         deadline = deadline.sooner(Deadline::Kill(Instant::now() + grace));
                     }
@@ -305,12 +409,25 @@ impl Life {
     }
 
     fn publish(&self, state: ContainerState, cleaned: bool) {
-        let state = StateFile { state, cleaned, marks: self.marks.all() };
+        let state = StateFile {
+            state,
+            cleaned,
+            marks: self.marks.all(),
+            restarts: self.restarts.count(),
+            stopped: self.restarts.is_stopped(),
+        };
         if let Err(error) = state.write(&self.directory) {
             tracing::error!(error = chain(&error), "container state could not be recorded");
         }
         self.updates.send_modify(|update| update.state = state);
     }
+}
+
+/// How one start of a container came to its end.
+enum Ended {
+    Over(Exit),
+    /// It is started again after a pause.
+    Again(Exit, Duration),
 }
 
 /// When patience with a container that was told to stop ends.

@@ -75,6 +75,16 @@ impl Input {
         Self { state: Mutex::new(InputState { pieces, attached: 0 }), stays_open: terminal.is_some() }
     }
 
+    /// The container is started again: what clients send goes to `pipe` from now on.
+    pub(crate) fn reopen(&self, pipe: Option<pipe::Sender>) {
+        let pieces = pipe.map(|pipe| {
+            let (sender, receiver) = mpsc::channel(INPUT_PIECES);
+            tokio::spawn(write_all(pipe, receiver));
+            sender
+        });
+        self.lock().pieces = pieces;
+    }
+
     /// A client's access. Whatever it sends when stdin is closed is thrown away.
     pub(crate) fn attach(self: &Arc<Self>) -> AttachedInput {
         self.lock().attached += 1;
@@ -167,7 +177,13 @@ impl SharedLog {
         if let Err(error) = self.lock().clear() {
             tracing::warn!(%error, "log could not be cleared");
         }
-        self.length.send_replace(0);
+        let length = self.lock().length();
+        self.length.send_replace(length);
+    }
+
+    /// What is in the log now stays there when a start fails.
+    pub(crate) fn keep(&self) {
+        self.lock().keep();
     }
 
     /// The log's length as it grows.
@@ -175,9 +191,9 @@ impl SharedLog {
         self.length.subscribe()
     }
 
-    /// A reader at the first byte that is kept.
-    pub(crate) fn oldest(&self) -> Cursor {
-        self.lock().oldest()
+    /// A reader at the first byte of the container's latest start that is kept.
+    pub(crate) fn latest_start(&self) -> Cursor {
+        self.lock().latest_start()
     }
 
     /// A reader behind the last byte.

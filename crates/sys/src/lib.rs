@@ -13,6 +13,7 @@ pub mod passing;
 pub mod processor;
 pub mod program;
 pub mod reaper;
+pub mod seccomp;
 pub mod signalfd;
 pub mod signals;
 pub mod vsock;

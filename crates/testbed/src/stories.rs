@@ -3,6 +3,8 @@
 //! A story is a function that gets a [`World`] and fails with everything a reader needs. It knows the runtime only as
 //! something containers run on; where a runtime differs for a reason of its own, `exclusions.txt` says so.
 
+mod again;
+mod commands;
 mod exec;
 mod exit;
 mod files;
@@ -11,7 +13,9 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod options;
 mod process;
+mod security;
 mod streams;
 mod terminal;
 
@@ -51,6 +55,10 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         mounts::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
+        security::STORIES,
+        options::STORIES,
+        again::STORIES,
+        commands::STORIES,
     ]
     .into_iter()
     .flatten()
@@ -80,6 +88,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=30).contains(&core), "{core} core stories");
+        assert!((15..=41).contains(&core), "{core} core stories");
     }
 }

@@ -9,6 +9,7 @@ mod digest;
 mod exit;
 mod id;
 mod log_limits;
+mod options;
 mod platform;
 mod pool_name;
 mod pull_policy;
@@ -26,6 +27,11 @@ pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
 pub use log_limits::LogLimits;
+pub use options::{
+    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
+    LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
+    Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit,
+};
 pub use platform::Platform;
 pub use pool_name::PoolName;
 pub use pull_policy::PullPolicy;

@@ -3,7 +3,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ContainerName, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize, string_newtype,
+    ContainerName, ContainerOptions, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize,
+    string_newtype,
 };
 
 /// What a caller asks for. Every field is what the user said; what it became is in the container's record.
@@ -47,6 +48,9 @@ pub struct ContainerRequest {
     /// Whether the record goes away with the container.
     #[serde(default)]
     pub auto_remove: bool,
+    /// docker's further options.
+    #[serde(default)]
+    pub options: ContainerOptions,
     /// Whether the container's main process has a terminal, and of which size.
     #[serde(default)]
     pub terminal: Option<TerminalSize>,

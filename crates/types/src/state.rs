@@ -5,8 +5,10 @@ use crate::Exit;
 /// Where a container is in its life.
 ///
 /// ```text
-/// created ──▶ starting ──▶ running ──▶ exited
-///                 └───────────────────────▲
+/// created ──▶ starting ──▶ running ──▶ exited ──▶ starting, when somebody starts it again
+///                 │▲          │           ▲
+///                 │└restarting◀── by its restart policy
+///                 └───────────────────────┘
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
@@ -22,6 +24,8 @@ pub enum ContainerState {
     },
     /// It is over. The record stays until the container is removed.
     Exited(Exit),
+    /// It ended so, and its restart policy starts it again after a pause.
+    Restarting(Exit),
 }
 
 impl ContainerState {
@@ -32,12 +36,13 @@ impl ContainerState {
             Self::Starting => "starting",
             Self::Running { .. } => "running",
             Self::Exited(_) => "exited",
+            Self::Restarting(_) => "restarting",
         }
     }
 
     /// Whether the start is behind it, however it went.
     pub fn is_started(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Exited(_))
+        matches!(self, Self::Running { .. } | Self::Exited(_) | Self::Restarting(_))
     }
 
     /// How it ended, if it did.

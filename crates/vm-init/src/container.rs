@@ -35,6 +35,9 @@ use crate::{boot, report};
 pub(crate) use crate::container::exec::{ExecOrder, fail as fail_exec};
 pub(crate) use crate::container::streams::Pipes;
 
+/// The device by which a process serves a file system; its driver is a module.
+const FUSE: (u32, u32) = (10, 229);
+
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the streams may take to reach the host after the container has ended.
@@ -85,6 +88,8 @@ struct Container {
     stage: Stage,
     terminal: Option<File>,
     execs: Execs,
+    /// What every process of it is filtered by.
+    seccomp: Vec<Vec<u8>>,
     streams: Streams,
     group: Group,
     share: Option<Share>,
@@ -113,12 +118,18 @@ impl Container {
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
         let disks = Disks::mount(&place, &root, &machine.modules)?;
         let group = Group::create(&id, &spec.resources)?;
-        let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
+        let shared = |mount: &beta9_wire::GuestMount| {
+            matches!(mount.source, MountSource::SharedDirectory(_) | MountSource::SharedFile(..))
+        };
+        if spec.devices.iter().any(|device| device.number == FUSE) {
+            machine.modules.load("fuse");
+        }
         let share = if spec.mounts.iter().any(shared) {
             Some(Share::mount(&place, &id, &machine.modules)?)
         } else {
             None
         };
+        let seccomp = spec.process.seccomp.clone();
         let (mut streams, pipes) = Streams::open(&id, Whose::Main, &spec.process)?;
         let orders = Orders {
             root: disks.root(),
@@ -141,7 +152,7 @@ impl Container {
         match shown {
             Ok((stage, terminal)) => {
                 let execs = Execs::default();
-                Ok(Self { stage, terminal, execs, streams, group, share, _disks: disks })
+                Ok(Self { stage, terminal, execs, seccomp, streams, group, share, _disks: disks })
             }
             Err(failure) => {
                 group.kill(KILL_DEADLINE);
@@ -188,8 +199,9 @@ impl Container {
         Ok(None)
     }
 
-    fn exec(&self, machine: &Arc<Machine>, id: &ContainerId, order: ExecOrder) {
+    fn exec(&self, machine: &Arc<Machine>, id: &ContainerId, mut order: ExecOrder) {
         let container = id.clone();
+        order.process.seccomp.clone_from(&self.seccomp);
         if !self.stage.is_executed() {
             let failure = Failure::refused("the container is not started");
             return exec::fail(machine, container, order.exec, failure);

@@ -12,12 +12,13 @@
 //! ```
 //!
 //! The same program, executed again with `stage` as its argument, is a container's first process, and with `join` another
-//! one of it: see `stage`.
+//! one of it: see `stage`. With `--` and a command it is a container's init: see `init`.
 
 mod boot;
 mod container;
 mod control;
 mod failure;
+mod init;
 mod machine;
 mod modules;
 mod report;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse().unwrap_or(-1);
     match words[..] {
+        ["--", ref command @ ..] => init::run(command),
         ["stage", socket] => stage::run(number(socket)),
         ["join", socket, container] => stage::join(number(socket), number(container)),
         _ if rustix::process::getpid().is_init() => machine::run(),

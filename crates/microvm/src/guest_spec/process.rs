@@ -35,6 +35,8 @@ pub(crate) fn translate(process: &OciProcess, stdin: Stdin) -> Result<Process> {
         rlimits: process.rlimits().iter().flatten().map(rlimit).collect(),
         stdin: stdin == Stdin::Open,
         terminal: None,
+        seccomp: Vec::new(),
+        init: false,
     })
 }
 

@@ -65,7 +65,9 @@ fn stdio() -> (ContainerStdio, Client) {
 
 fn create(stdio: ContainerStdio) -> Create {
     let spec = r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/"}}"#;
-    let spec = translate(&serde_json::from_str(spec).unwrap(), &[], Stdin::Open).unwrap();
+    let spec =
+        translate(&serde_json::from_str(spec).unwrap(), &[], std::path::Path::new("/own"), Stdin::Open)
+            .unwrap();
     let root = RootDisk { drive: 0, format: "erofs".into(), writable: WritableLayer::Drive(1) };
     Create { root, spec, stdio }
 }

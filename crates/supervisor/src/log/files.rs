@@ -19,7 +19,7 @@ pub(super) fn name(path: &Path, start: u64) -> PathBuf {
 }
 
 /// The positions in the names of the older files of the log at `path`.
-fn older(path: &Path) -> io::Result<Vec<u64>> {
+pub(super) fn older(path: &Path) -> io::Result<Vec<u64>> {
     let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut starts: Vec<u64> = fs::read_dir(directory)?

@@ -36,6 +36,13 @@ impl Segment {
         Ok(Arc::new(Self { file, start, index, written: AtomicU64::new(0), next: OnceLock::new() }))
     }
 
+    /// One that an earlier writer left.
+    fn reopen(path: &Path, start: u64, index: u64) -> io::Result<Arc<Self>> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let written = AtomicU64::new(file.metadata()?.len());
+        Ok(Arc::new(Self { file, start, index, written, next: OnceLock::new() }))
+    }
+
     fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
@@ -64,20 +71,46 @@ pub(crate) struct LogWriter {
     older: VecDeque<Arc<Segment>>,
     /// Where the log has one file only: an empty one whose name says where that begins.
     marker: Option<PathBuf>,
+    /// Bytes of the log that belong to earlier starts of the container.
+    kept: u64,
     buffer: Vec<u8>,
 }
 
 impl LogWriter {
+    /// Opens the log at `path`, behind what an earlier start of the container wrote.
     pub(crate) fn create(path: &Path, limits: LogLimits) -> Result<Self> {
-        let current = Segment::create(path, 0, 0).map_err(|e| Error::file("create", path, e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            limits,
-            current,
-            older: VecDeque::new(),
-            marker: None,
-            buffer: Vec::new(),
-        })
+        Self::reopen(path, limits).map_err(|e| Error::file("open", path, e))
+    }
+
+    fn reopen(path: &Path, limits: LogLimits) -> io::Result<Self> {
+        let (mut older, mut marker) = (VecDeque::<Arc<Segment>>::new(), None);
+        let (mut end, mut index) = (0, 0);
+        let append = |older: &VecDeque<Arc<Segment>>, segment: &Arc<Segment>| {
+            if let Some(last) = older.back() {
+                let _ = last.next.set(Arc::clone(segment));
+            }
+        };
+        for start in files::older(path)? {
+            let name = files::name(path, start);
+            let segment = Segment::reopen(&name, start, index)?;
+            end = segment.end();
+            if segment.written() == 0 {
+                marker = Some(name);
+                continue;
+            }
+            append(&older, &segment);
+            older.push_back(segment);
+            index += 1;
+        }
+        let current = Segment::reopen(path, end, index)?;
+        append(&older, &current);
+        let kept = current.end();
+        Ok(Self { path: path.to_owned(), limits, current, older, marker, kept, buffer: Vec::new() })
+    }
+
+    /// What is there now is not thrown away by [`Self::clear`].
+    pub(crate) fn keep(&mut self) {
+        self.kept = self.length();
     }
 
     /// Appends what was read from a stream. Returns the log's new length.
@@ -136,6 +169,11 @@ impl LogWriter {
         Cursor { segment: Arc::clone(segment), offset: 0 }
     }
 
+    /// At the first byte of the container's latest start, or at the first that is kept if that is later.
+    pub(crate) fn latest_start(&self) -> Cursor {
+        self.at(self.kept)
+    }
+
     /// Behind the last byte.
     pub(crate) fn newest(&self) -> Cursor {
         Cursor { segment: Arc::clone(&self.current), offset: self.current.written() }
@@ -160,6 +198,14 @@ impl LogWriter {
 
     /// Throws away what was written: used when a start failed and the words in the log are the runtime's own.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
+        if self.kept > 0 {
+            // Where it has gone on in another file since, a few words too many are better than too few.
+            if let Some(rest) = self.kept.checked_sub(self.current.start) {
+                self.current.file.set_len(rest)?;
+                self.current.written.store(rest, Ordering::Release);
+            }
+            return Ok(());
+        }
         for segment in self.older.drain(..) {
             let _ = fs::remove_file(files::name(&self.path, segment.start));
         }

@@ -42,6 +42,8 @@ pub(crate) fn shell(script: &str) -> Wanted {
                 rlimits: Vec::new(),
                 stdin: false,
                 terminal: None,
+                seccomp: Vec::new(),
+                init: false,
             },
             hostname: "guest-test".to_owned(),
             mounts: default_mounts(),
@@ -50,6 +52,7 @@ pub(crate) fn shell(script: &str) -> Wanted {
             readonly_root: false,
             resources: Resources::default(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
         },
         input: Vec::new(),
     }

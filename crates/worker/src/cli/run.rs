@@ -1,5 +1,6 @@
 //! `run`: create, start, attach, and return the container's exit code.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use beta9_types::{BindMount, LogLimits, MemoryBytes, MountAccess};
@@ -7,8 +8,10 @@ use clap::Args;
 
 use crate::api;
 use crate::cli::attach::attach;
+use crate::cli::cidfile::CidFile;
+use crate::cli::flags;
 use crate::cli::pull::{self, ImageFlags};
-use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal};
+use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal, is_not_its_own};
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
 use crate::detach_keys::DetachKeys;
@@ -26,7 +29,7 @@ Exit codes: the command's own; 128+n when signal n ended it; 137 when it ran out
 125 when the container could not be run, 126 when the command cannot be executed, 127 when it does not exist.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub(super) struct RunArgs {
     /// Remove the container when it is over.
     #[arg(long)]
@@ -71,8 +74,16 @@ pub(super) struct RunArgs {
     #[arg(long)]
     name: Option<String>,
     /// Host name inside the container; the beginning of its id where absent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Write the container's id to this file, which must not exist.
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Print this help.
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    options: flags::Options,
     /// Run in exactly this runtime: runc, gvisor, firecracker, qemu, or microvm for whichever VM works here.
     /// It never falls back to another.
     #[arg(long, value_name = "RUNTIME")]
@@ -107,16 +118,11 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
         signals: if args.sig_proxy { Signals::PassedOn } else { Signals::Ours },
         keys: args.detach_keys.clone(),
     };
-    let source = args.source.clone();
-    let created = pull::create(client, request(args)?, &source).await?;
-    for warning in created.warnings {
-        terminal::warning(&warning);
-    }
-    let id = created.id;
+    let id = create_from(client, args).await?;
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
-        if let Some(exit) = exit.filter(session::is_not_its_own) {
+        if let Some(exit) = exit.filter(is_not_its_own) {
             return Err(failed(&exit));
         }
         terminal::line(&id)?;
@@ -126,14 +132,38 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
     attach(client, process, options, api::AttachFrom::Start).await
 }
 
-fn failed(exit: &api::Exit) -> Failure {
+/// `create`: everything of a run up to its start.
+pub(super) async fn create(client: &mut Client, args: RunArgs) -> Outcome {
+    if args.detach {
+        return Err(Failure::new("create starts nothing, so there is nothing to detach from: leave -d out")
+            .with_code(OUR_FAILURE));
+    }
+    let id = create_from(client, args).await?;
+    terminal::line(&id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create_from(client: &mut Client, args: RunArgs) -> Result<String, Failure> {
+    let cidfile = args.cidfile.as_deref().map(CidFile::claim).transpose()?;
+    let source = args.source.clone();
+    let created = pull::create(client, request(args)?, &source).await?;
+    for warning in created.warnings {
+        terminal::warning(&warning);
+    }
+    if let Some(cidfile) = cidfile {
+        cidfile.write(&created.id)?;
+    }
+    Ok(created.id)
+}
+
+pub(super) fn failed(exit: &api::Exit) -> Failure {
     Failure::new(exit.message.clone()).with_code(u8::try_from(exit.code).unwrap_or(OUR_FAILURE))
 }
 
 fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
     let mounts = args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?;
     let (log_max_size, log_max_files) = log_options(&args.log_opt)?;
-    Ok(api::CreateRequest {
+    let mut request = api::CreateRequest {
         image: args.image,
         command: args.command,
         env: args.env.into_iter().filter_map(variable).collect(),
@@ -147,13 +177,14 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         pool: args.pool.unwrap_or_default(),
         stdin: args.interactive,
         auto_remove: args.rm,
-        id: String::new(),
         terminal: session::new_terminal(args.tty),
         attach: !args.detach,
         log_max_size,
         log_max_files,
         ..api::CreateRequest::default()
-    })
+    };
+    args.options.apply(&mut request)?;
+    Ok(request)
 }
 
 /// docker's options of its log drivers; 0 is the worker's.

@@ -20,10 +20,9 @@ use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::error::{Error, ErrorKind};
 use crate::service::images::{Layers, Wish};
 use crate::service::lifecycle::image_error;
+use crate::service::options::options;
 use crate::service::{Worker, blocking, micros, streams};
 
-/// docker's default grace between SIGTERM and SIGKILL.
-const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// Messages that wait for a slow client; the rest waits in the log.
 pub(super) const PENDING: usize = 8;
 /// Longest message accepted and sent.
@@ -57,8 +56,8 @@ impl ContainerService for Server {
             "" => ContainerId::random(),
             id => id.parse().map_err(Error::from)?,
         };
-        let id = self.worker.create(id, parse(message)?, wish).await?;
-        Ok(Response::new(api::CreateResponse { id: id.to_string(), warnings: Vec::new() }))
+        let (id, warnings) = self.worker.create(id, parse(message)?, wish).await?;
+        Ok(Response::new(api::CreateResponse { id: id.to_string(), warnings }))
     }
 
     async fn start(
@@ -126,9 +125,26 @@ impl ContainerService for Server {
 
     async fn stop(&self, request: Request<api::StopRequest>) -> Result<Response<api::StopResponse>, Status> {
         let api::StopRequest { container, grace_ms } = request.into_inner();
-        let grace = grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis);
-        self.worker.stop(&container, grace).await?;
+        self.worker.stop(&container, grace_ms.map(Duration::from_millis)).await?;
         Ok(Response::new(api::StopResponse {}))
+    }
+
+    async fn restart(
+        &self,
+        request: Request<api::RestartRequest>,
+    ) -> Result<Response<api::RestartResponse>, Status> {
+        let api::RestartRequest { container, grace_ms } = request.into_inner();
+        let described = self.worker.restart(&container, grace_ms.map(Duration::from_millis)).await?;
+        Ok(Response::new(api::RestartResponse { container: Some(described.into()) }))
+    }
+
+    async fn rename(
+        &self,
+        request: Request<api::RenameRequest>,
+    ) -> Result<Response<api::RenameResponse>, Status> {
+        let api::RenameRequest { container, name } = request.into_inner();
+        self.worker.rename(&container, name.parse().map_err(Error::from)?).await?;
+        Ok(Response::new(api::RenameResponse {}))
     }
 
     async fn kill(&self, request: Request<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
@@ -344,7 +360,7 @@ impl WorkerService for Server {
 }
 
 /// Checks every value of a request by its own type's rule.
-fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
+fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
     fn optional<T: std::str::FromStr<Err = beta9_types::ParseError>>(text: &str) -> Result<Option<T>, Error> {
         if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
     }
@@ -353,7 +369,9 @@ fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         Ok(BindMount::new(mount.source.into(), mount.target.into(), access)?)
     };
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    let options = options(&mut message)?;
     Ok(ContainerRequest {
+        options,
         image: message.image.parse()?,
         command: message.command,
         env: message.env,

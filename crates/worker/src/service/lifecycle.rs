@@ -1,7 +1,7 @@
 //! What can be done with a container.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
 use beta9_types::{
-    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, TerminalSize,
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, RestartPolicy,
+    TerminalSize,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +34,7 @@ impl Worker {
         id: ContainerId,
         mut request: ContainerRequest,
         wish: Wish,
-    ) -> Result<ContainerId> {
+    ) -> Result<(ContainerId, Vec<String>)> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
@@ -42,7 +43,16 @@ impl Worker {
         self.fulfil(wish, Arc::new(|_| {})).await?;
         // The lease keeps the image until the record does.
         let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
-        let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        let directory = ContainerDirectory::of(&self.root, &id);
+        let place = spec::Place {
+            id: &id,
+            directory: directory.path(),
+            tree: &tree,
+            runtime: assigned.runtime,
+            settings: &assigned.settings,
+            host: &spec::HostLimits::of_host(),
+        };
+        let plan = spec::plan(&place, &request, &image.config)?;
         let log = self.log_limits(&request)?;
 
         let record = Record {
@@ -58,11 +68,14 @@ impl Worker {
             created_us: now_us(),
             log,
             tree,
+            labels: plan.labels,
+            stop_signal: plan.stop_signal,
+            stop_timeout: plan.stop_timeout,
             request,
         };
-        let directory = ContainerDirectory::of(&self.root, &id);
         claim_directory(&directory, &id)?;
-        let written = self.claim_name(&record).and_then(|()| {
+        let written = self.claim_name(&record.request.name, &id).and_then(|()| {
+            write_files(directory.path(), &plan.files)?;
             plan.spec
                 .save(directory.spec())
                 .map_err(|e| Error::internal(format!("write {}", directory.spec().display()), e))?;
@@ -78,7 +91,7 @@ impl Worker {
             return Err(error);
         }
         self.keep_image_limit(image.digest).await;
-        Ok(id)
+        Ok((id, plan.warnings))
     }
 
     /// What the request says, over what the worker says.
@@ -112,31 +125,22 @@ impl Worker {
         .await?
     }
 
-    fn claim_name(&self, record: &Record) -> Result<()> {
-        let Some(name) = &record.request.name else { return Ok(()) };
-        let path = self.name_file(name);
-        let claimed = fs::OpenOptions::new().create_new(true).write(true).open(&path);
-        match claimed.and_then(|mut file| file.write_all(record.id.as_str().as_bytes())) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let text =
-                    format!("container name {name} is taken: remove that container, or choose another name");
-                Err(Error::new(ErrorKind::Taken, text))
-            }
-            Err(e) => Err(Error::internal(format!("claim {}", path.display()), e)),
-        }
-    }
-
-    /// Starts a created container; returns when its process runs or its start failed.
+    /// Starts a container that was created or is over; returns when its process runs or its start failed.
     pub(super) async fn start(&self, container: &str) -> Result<Described> {
         let (directory, record) = self.find(container)?;
-        if StateFile::read(&directory)?.state != ContainerState::Created {
-            let text = format!("container {} was started before: create another one", record.id.short());
-            return Err(Error::new(ErrorKind::Precondition, text));
+        if !self.is_over(&directory).await? {
+            // What was wanted is so already.
+            return self.described(directory, record).await;
         }
         launch::start(&directory).await?;
         let state = Follower::new(directory, Until::Started).last().await?;
         Ok(Described { record, state })
+    }
+
+    /// Stops a container if it runs, and starts it again.
+    pub(super) async fn restart(&self, container: &str, grace: Option<Duration>) -> Result<Described> {
+        self.stop(container, grace).await?;
+        self.start(container).await
     }
 
     /// Waits for a container's end.
@@ -190,9 +194,10 @@ impl Worker {
         Ok(Described { record, state })
     }
 
-    /// SIGTERM, and SIGKILL after `grace`; returns when the container is gone.
-    pub(super) async fn stop(&self, container: &str, grace: Duration) -> Result<()> {
-        let (directory, _) = self.find(container)?;
+    /// Its stop signal, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
+    pub(super) async fn stop(&self, container: &str, grace: Option<Duration>) -> Result<()> {
+        let (directory, record) = self.find(container)?;
+        let grace = grace.unwrap_or_else(|| Duration::from_secs(record.stop_timeout.into()));
         if self.is_over(&directory).await? {
             return Ok(());
         }
@@ -272,9 +277,15 @@ impl Worker {
                 launch::recover(&directory).await?;
                 if record.request.auto_remove {
                     blocking(move || forget(&directory, &record)).await?;
+                    continue;
                 }
             } else if matches!(StateFile::read(&directory)?.state, ContainerState::Running { .. }) {
                 running += 1;
+            }
+            if by_policy(&record, &StateFile::read(&directory)?)
+                && let Err(error) = self.start(record.id.as_str()).await
+            {
+                tracing::warn!(container = %record.id, error = crate::error::chain(&error), "container is not restarted");
             }
         }
         if running + lost > 0 {
@@ -292,6 +303,27 @@ impl Follower {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a worker that begins to serve starts the container: docker's rule, which a lost supervisor falls under, too.
+fn by_policy(record: &Record, state: &StateFile) -> bool {
+    let is_over = state.cleaned && state.state.exit().is_some();
+    is_over
+        && match record.request.options.life.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::UnlessStopped => !state.stopped,
+            RestartPolicy::No | RestartPolicy::OnFailure(_) => false,
+        }
+}
+
+fn write_files(directory: &Path, files: &[spec::GeneratedFile]) -> Result<()> {
+    for file in files {
+        let path = file.path(directory);
+        let made =
+            path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, &file.content));
+        made.map_err(|e| Error::internal(format!("write {}", path.display()), e))?;
+    }
+    Ok(())
 }
 
 /// A directory without a record is a create that was interrupted, unless it is so young that it may be under way.

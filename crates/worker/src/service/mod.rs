@@ -12,6 +12,8 @@ mod images;
 mod launch;
 mod lifecycle;
 mod logs;
+mod names;
+mod options;
 mod prune;
 mod streams;
 mod view;
