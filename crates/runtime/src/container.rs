@@ -8,7 +8,7 @@ use beta9_sys::cgroup::Cgroup;
 use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind};
 use oci_spec::runtime::Spec;
 
-use crate::{Capabilities, Result};
+use crate::{Capabilities, Operations, Result};
 
 /// A way of isolating containers.
 #[async_trait]
@@ -47,6 +47,9 @@ pub trait Container: Send + Sync {
 
     /// A handle to send signals with while somebody else waits for the exit.
     fn signals(&self) -> Arc<dyn Signals>;
+
+    /// A handle to operate it with while somebody else waits for the exit.
+    fn operations(&self) -> Arc<dyn Operations>;
 
     /// Gives back everything the container holds. Ends it if it still runs. May be repeated.
     async fn delete(&mut self) -> Result<()>;

@@ -12,6 +12,7 @@
 mod capabilities;
 mod container;
 mod error;
+mod operations;
 
 pub use capabilities::Capabilities;
 pub use container::{
@@ -19,3 +20,4 @@ pub use container::{
     find_program,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use operations::Operations;

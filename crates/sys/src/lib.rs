@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod command;
 pub mod machine;
 pub mod namespaces;
+pub mod processes;
 pub mod processor;
 pub mod program;
 pub mod reaper;

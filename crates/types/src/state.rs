@@ -6,7 +6,9 @@ use crate::Exit;
 ///
 /// ```text
 /// created ──▶ starting ──▶ running ──▶ exited
-///                 └───────────────────────▲
+///                 │         ▲   ▼         ▲
+///                 │         paused ───────┤
+///                 └───────────────────────┘
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
@@ -20,6 +22,11 @@ pub enum ContainerState {
         /// Its process id on the host: the container's init, or the VMM.
         pid: u32,
     },
+    /// The container's processes are frozen.
+    Paused {
+        /// As of one that runs.
+        pid: u32,
+    },
     /// It is over. The record stays until the container is removed.
     Exited(Exit),
 }
@@ -31,13 +38,22 @@ impl ContainerState {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
             Self::Exited(_) => "exited",
         }
     }
 
     /// Whether the start is behind it, however it went.
     pub fn is_started(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Exited(_))
+        matches!(self, Self::Running { .. } | Self::Paused { .. } | Self::Exited(_))
+    }
+
+    /// The process that stands for the container on the host, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Running { pid } | Self::Paused { pid } => Some(*pid),
+            _ => None,
+        }
     }
 
     /// How it ended, if it did.
