@@ -1,16 +1,18 @@
 //! A container that an OCI runtime program created, and whose process the reaper owns.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use beta9_runtime::{Container, Error, ErrorKind, Result, SignalTarget, Signals};
+use beta9_runtime::{Container, Error, ErrorKind, Operations, Result, SignalTarget, Signals};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::{ChildExit, Reaper};
-use beta9_types::{ContainerId, Exit};
+use beta9_types::{BindMount, ContainerId, Exit, RuntimeKind};
 use rustix::process::{Pid, Signal};
 use tokio::sync::watch;
 
+use crate::operations::{OciOperations, View, directory_view};
 use crate::program::{Files, Program};
 
 /// How long killed processes may take to leave their cgroup.
@@ -36,6 +38,9 @@ pub(crate) struct OciContainer {
     pub(crate) cgroup: Cgroup,
     pub(crate) oom: OomRule,
     pub(crate) pid: Pid,
+    /// Where its files are on the host.
+    pub(crate) root: PathBuf,
+    pub(crate) mounts: Vec<BindMount>,
     pub(crate) ended: watch::Receiver<Option<ChildExit>>,
     pub(crate) verdict: Option<Exit>,
 }
@@ -101,6 +106,22 @@ impl Container for OciContainer {
             program: self.program.clone(),
             reaper: self.reaper.clone(),
             files: self.files.clone(),
+        })
+    }
+
+    fn operations(&self) -> Arc<dyn Operations> {
+        let (kind, view) = match self.oom {
+            OomRule::Sandbox => (RuntimeKind::Gvisor, directory_view(&self.root, &self.mounts)),
+            OomRule::ProcessInContainer => (RuntimeKind::Runc, View::Process(self.pid())),
+        };
+        Arc::new(OciOperations {
+            kind,
+            id: self.id.clone(),
+            program: self.program.clone(),
+            reaper: self.reaper.clone(),
+            files: self.files.clone(),
+            cgroup: self.cgroup.clone(),
+            view,
         })
     }
 

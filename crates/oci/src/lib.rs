@@ -15,8 +15,11 @@
 
 mod container;
 mod gvisor;
+mod operations;
+mod overlay;
 mod program;
 mod runc;
 
 pub use gvisor::{GVISOR_CAPABILITIES, Gvisor};
+pub use overlay::mount_volumes;
 pub use runc::{RUNC_CAPABILITIES, Runc};

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use beta9_runtime::{
-    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, RootfsForm, Runtime, find_program,
+    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, Rootfs, RootfsForm, Runtime,
+    find_program,
 };
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
@@ -88,7 +89,13 @@ pub(crate) async fn create(
     oom: OomRule,
     request: CreateRequest,
 ) -> Result<Box<dyn Container>> {
-    let CreateRequest { id, dir, spec, stdio, cgroup, marks, .. } = request;
+    let CreateRequest { id, dir, spec, rootfs, mounts, stdio, cgroup, marks } = request;
+    let Rootfs::Directory(root) = rootfs else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the program takes its root file system as a directory",
+        ));
+    };
     let files = Files::in_dir(&dir);
     let config = files.bundle().join("config.json");
     std::fs::create_dir_all(files.bundle())
@@ -100,7 +107,19 @@ pub(crate) async fn create(
             marks.reach(Phase::Created);
             let ended = OciContainer::watch_exit(reaper, pid);
             let reaper = reaper.clone();
-            Ok(Box::new(OciContainer { id, program, reaper, files, cgroup, oom, pid, ended, verdict: None }))
+            Ok(Box::new(OciContainer {
+                id,
+                program,
+                reaper,
+                files,
+                cgroup,
+                oom,
+                pid,
+                root,
+                mounts,
+                ended,
+                verdict: None,
+            }))
         }
         Err(error) => {
             if let Err(left) = container::delete(&program, reaper, &files, &id, &cgroup).await {

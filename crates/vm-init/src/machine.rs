@@ -14,7 +14,7 @@ use beta9_wire::{FromGuest, StartFailure, ToGuest};
 use crate::container::{self, Event, Order};
 use crate::control::{self, Reports, Requests};
 use crate::modules::Modules;
-use crate::{boot, report};
+use crate::{boot, operate, report};
 use beta9_types::chain;
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
@@ -60,6 +60,9 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
                 machine.pass(&container, Event::Signal { signal, target });
             }
             Ok(ToGuest::ExitAck { container }) => machine.pass(&container, Event::ExitAck),
+            Ok(ToGuest::Operate { container, number, operation }) => {
+                operate::begin(machine, container, number, operation);
+            }
             Ok(ToGuest::Shutdown) => return None,
             Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
             Err(error) => return Some(chain(&error)),

@@ -19,6 +19,7 @@ mod control;
 mod failure;
 mod machine;
 mod modules;
+mod operate;
 mod report;
 mod stage;
 

@@ -1,7 +1,7 @@
 use beta9_types::ContainerId;
 use serde::{Deserialize, Serialize};
 
-use crate::ContainerSpec;
+use crate::{ContainerSpec, Operation, Outcome};
 
 /// What the host says on the control connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,15 @@ pub enum ToGuest {
     },
     /// Sync and restart the machine, which ends the VMM.
     Shutdown,
+    /// Do something with a running container.
+    Operate {
+        /// Which one.
+        container: ContainerId,
+        /// The number that the answer carries; those under way differ.
+        number: u32,
+        /// What to do.
+        operation: Operation,
+    },
 }
 
 /// What the guest says on the control connection.
@@ -84,6 +93,15 @@ pub enum FromGuest {
         container: ContainerId,
         /// How.
         exit: GuestExit,
+    },
+    /// An operation is over.
+    Operated {
+        /// On which container.
+        container: ContainerId,
+        /// Which one.
+        number: u32,
+        /// How it went.
+        outcome: Outcome,
     },
 }
 
