@@ -247,3 +247,13 @@ fn a_deep_tree_and_long_names_survive() {
     fs::create_dir_all(&deep).unwrap();
     assert_eq!(from.packed("/deep", false).unwrap_err().kind(), ErrorKind::Refused);
 }
+
+#[test]
+fn an_archive_that_was_cut_off_is_noticed() {
+    let whole = archive(&[("a", EntryType::Regular, "text"), ("b", EntryType::Regular, &"x".repeat(2000))]);
+    for end in [0, 100, 512, 600, 1024, 1600, 2000, whole.len() - 1024] {
+        let to = Place::new();
+        assert!(to.unpacked("/", Placement::Named, &whole[..end]).is_err(), "{end} bytes were enough");
+    }
+    Place::new().unpacked("/", Placement::Named, &whole).unwrap();
+}

@@ -1,5 +1,6 @@
 //! From a tar stream to a tree.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,7 +43,8 @@ pub struct Unpacking {
 
 /// Unpacks an archive. What it held that is left out (devices, pipes) is counted.
 pub fn unpack(tree: &Tree, request: &Unpacking, from: impl Read) -> Result<u64> {
-    let mut archive = Archive::new(from);
+    let ending = Cell::new(0);
+    let mut archive = Archive::new(Watched { from, ending: &ending });
     let mut unpacker: Option<Unpacker<'_>> = None;
     for found in archive.entries().map_err(broken)? {
         let mut found = found.map_err(broken)?;
@@ -53,6 +55,9 @@ pub fn unpack(tree: &Tree, request: &Unpacking, from: impl Read) -> Result<u64> 
         };
         unpacker.entry(&mut found, &name)?;
     }
+    if ending.get() < BLOCK {
+        return Err(Error::new(ErrorKind::Stream, "the archive was cut off: its end is missing"));
+    }
     match unpacker {
         Some(unpacker) => unpacker.end(),
         None if request.placement == Placement::Unpacked => {
@@ -61,6 +66,25 @@ pub fn unpack(tree: &Tree, request: &Unpacking, from: impl Read) -> Result<u64> 
             Ok(0)
         }
         None => Err(Error::new(ErrorKind::Stream, "the archive is empty")),
+    }
+}
+
+/// What an archive ends with: two blocks of zeros, of which one is enough to know it by.
+const BLOCK: usize = 512;
+
+/// A stream that counts the zeros at its end so far. The reader of archives takes any end of the stream for the archive's,
+/// and the stream of a client that went away ends, too.
+struct Watched<'a, R> {
+    from: R,
+    ending: &'a Cell<usize>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        let zeros = buffer[..count].iter().rev().take_while(|byte| **byte == 0).count();
+        self.ending.set(if zeros == count { self.ending.get().saturating_add(zeros) } else { zeros });
+        Ok(count)
     }
 }
 
@@ -166,7 +190,11 @@ impl<'a> Unpacker<'a> {
                 let file =
                     openat(&parent, os(last), flags, Mode::from_raw_mode(0o600)).map_err(failed("create"))?;
                 let mut file = File::from(file);
-                io::copy(entry, &mut file).map_err(|e| Error::file("write", &path, e))?;
+                let written = io::copy(entry, &mut file).map_err(|e| Error::file("write", &path, e))?;
+                if written != entry.size() {
+                    let text = format!("the archive was cut off in {}", shown(&path));
+                    return Err(Error::new(ErrorKind::Stream, text));
+                }
                 self.finish(file.as_fd(), entry).map_err(failed("set the attributes of"))?;
             }
             EntryType::Symlink => {

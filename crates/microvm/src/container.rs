@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use beta9_runtime::{Container, Error, ErrorKind, Result, SignalTarget, Signals};
+use beta9_runtime::{Container, Error, ErrorKind, Operations, Result, SignalTarget, Signals};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, Exit};
 use rustix::process::Pid;
 
 use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
+use crate::operations::GuestOperations;
 use crate::sandbox::Sandbox;
 use crate::share::Share;
+use crate::sizing::VmSize;
 
 pub(crate) struct MicrovmContainer {
     sandbox: Sandbox,
@@ -19,6 +21,7 @@ pub(crate) struct MicrovmContainer {
     directory: VmDirectory,
     cgroup: Cgroup,
     share: Option<Share>,
+    size: VmSize,
 }
 
 impl MicrovmContainer {
@@ -29,8 +32,9 @@ impl MicrovmContainer {
         directory: VmDirectory,
         cgroup: Cgroup,
         share: Option<Share>,
+        size: VmSize,
     ) -> Self {
-        Self { sandbox, id, vmm, directory, cgroup, share }
+        Self { sandbox, id, vmm, directory, cgroup, share, size }
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
@@ -55,6 +59,11 @@ impl Container for MicrovmContainer {
 
     fn signals(&self) -> Arc<dyn Signals> {
         Arc::new(GuestSignals { sandbox: self.sandbox.clone() })
+    }
+
+    fn operations(&self) -> Arc<dyn Operations> {
+        let (sandbox, cgroup) = (self.sandbox.clone(), self.cgroup.clone());
+        Arc::new(GuestOperations { sandbox, cgroup, size: self.size })
     }
 
     async fn delete(&mut self) -> Result<()> {

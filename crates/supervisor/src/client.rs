@@ -10,10 +10,14 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::operate::{Answer, CHUNK, Copy, Operation, Piece, Refusal};
 use crate::protocol::{Reply, Request, Until, Update, codec};
 
 /// A supervisor answers from memory; slower means stuck.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What it has to ask its runtime takes longer, also with a deadline of its own.
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(120);
 
 type Connection = Framed<UnixStream, LengthDelimitedCodec>;
 
@@ -50,7 +54,31 @@ impl Supervisor {
         Ok(StdinSender { connection: self.ask(&Request::Stdin).await? })
     }
 
+    /// Does something with the running container.
+    pub async fn operate(&self, operation: Operation) -> Result<std::result::Result<Answer, Refusal>> {
+        let request = Request::Operate { operation };
+        let (_, reply) = self.converse(&request, RUNTIME_DEADLINE).await?;
+        match reply {
+            Reply::Operated { outcome } => Ok(outcome),
+            _ => Err(Error::new(ErrorKind::Refused, "the supervisor answered something else")),
+        }
+    }
+
+    /// Begins to copy files.
+    pub async fn copy(&self, files: Copy) -> Result<std::result::Result<CopyStream, Refusal>> {
+        let (connection, reply) = self.converse(&Request::Copy { files }, DEADLINE).await?;
+        match reply {
+            Reply::Operated { outcome: Err(refusal) } => Ok(Err(refusal)),
+            Reply::Ok => Ok(Ok(CopyStream { connection })),
+            _ => Err(Error::new(ErrorKind::Refused, "the supervisor answered something else")),
+        }
+    }
+
     async fn ask(&self, request: &Request) -> Result<Connection> {
+        self.converse(request, DEADLINE).await.map(|(connection, _)| connection)
+    }
+
+    async fn converse(&self, request: &Request, deadline: Duration) -> Result<(Connection, Reply)> {
         let exchange = async {
             let directory = self.directory.open().map_err(|e| self.gone(e))?;
             let path = self.directory.short_socket_path(&directory);
@@ -59,12 +87,12 @@ impl Supervisor {
             let body = serde_json::to_vec(request).map_err(|e| self.gone(e))?;
             connection.send(Bytes::from(body)).await.map_err(|e| self.gone(e))?;
             match receive::<Reply>(&mut connection).await? {
-                Some(Reply::Ok) => Ok(connection),
                 Some(Reply::Refused { message }) => Err(Error::new(ErrorKind::Refused, message)),
+                Some(reply) => Ok((connection, reply)),
                 None => Err(Error::new(ErrorKind::Gone, self.gone_message())),
             }
         };
-        tokio::time::timeout(DEADLINE, exchange).await.unwrap_or_else(|_| {
+        tokio::time::timeout(deadline, exchange).await.unwrap_or_else(|_| {
             let text = format!("the supervisor in {} did not answer", self.directory.path().display());
             Err(Error::new(ErrorKind::Timeout, text))
         })
@@ -120,6 +148,44 @@ impl StdinSender {
             .send(bytes)
             .await
             .map_err(|e| Error::caused(ErrorKind::Gone, "the container takes no more input", e))
+    }
+}
+
+/// A copy under way.
+#[derive(Debug)]
+pub struct CopyStream {
+    connection: Connection,
+}
+
+impl CopyStream {
+    /// The next part of an archive that comes out; `None` when it is whole and the copy is done.
+    pub async fn next(&mut self) -> Result<std::result::Result<Option<Bytes>, Refusal>> {
+        let broken = || Error::new(ErrorKind::Gone, "the copy was cut off; the container may have ended");
+        let Some(Ok(frame)) = self.connection.next().await else { return Err(broken()) };
+        match Piece::decode(frame.freeze()) {
+            Some(Piece::Data(bytes)) => Ok(Ok(Some(bytes))),
+            Some(Piece::Done) => Ok(Ok(None)),
+            Some(Piece::Failed(refusal)) => Ok(Err(refusal)),
+            _ => Err(broken()),
+        }
+    }
+
+    /// Sends a part of an archive that goes in. That it is not taken is explained by [`next`](Self::next).
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.chunks(CHUNK) {
+            self.piece(&Piece::Data(Bytes::copy_from_slice(piece))).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that the archive is whole.
+    pub async fn end(&mut self) -> Result<()> {
+        self.piece(&Piece::End).await
+    }
+
+    async fn piece(&mut self, piece: &Piece) -> Result<()> {
+        let sent = self.connection.send(piece.encode()).await;
+        sent.map_err(|e| Error::caused(ErrorKind::Gone, "the copy takes no more", e))
     }
 }
 

@@ -6,12 +6,15 @@
 //! ```text
 //! signal, stop   one Reply
 //! watch          a Reply, then an Update at every change, until the container is exited and cleaned
+//! operate        one Reply
+//! copy           a Reply, then pieces of an archive, from the side that has it; then how it went
 //! stdin          a Reply, then the client's raw frames; an empty one is end-of-file
 //! ```
 
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
 
+use crate::operate::{Answer, Copy, Operation, Refusal};
 use crate::record::StateFile;
 
 /// Longest frame: a stdin chunk or a state with its timeline.
@@ -32,6 +35,10 @@ pub(crate) enum Request {
     Watch { until: Until },
     /// Become the container's stdin.
     Stdin,
+    /// Do something with the running container.
+    Operate { operation: Operation },
+    /// Copy files; an archive follows, in either direction.
+    Copy { files: Copy },
 }
 
 /// How long a watcher stays.
@@ -43,13 +50,21 @@ pub enum Until {
     /// Until the container is over and has given everything back. A container whose record goes away with it waits a
     /// moment for such a watcher, so that its end is not missed.
     Gone,
+    /// The same for an observer, for whom nothing waits.
+    Over,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub(crate) enum Reply {
     Ok,
-    Refused { message: String },
+    Refused {
+        message: String,
+    },
+    /// How an operation went.
+    Operated {
+        outcome: Result<Answer, Refusal>,
+    },
 }
 
 /// A change in a container's life.
@@ -66,7 +81,7 @@ impl Update {
     pub(crate) fn satisfies(&self, until: Until) -> bool {
         match until {
             Until::Started => self.state.state.is_started(),
-            Until::Gone => self.is_final(),
+            Until::Gone | Until::Over => self.is_final(),
         }
     }
 

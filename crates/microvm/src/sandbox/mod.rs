@@ -14,26 +14,31 @@
 //! hostile: every id is checked, every wait has a deadline, every queue and connection count is bounded, and
 //! whatever is not in the picture ends the VM with a verdict that says what the guest did.
 
+mod copies;
 mod frames;
 mod handshake;
 mod host_end;
 mod listeners;
+mod operate;
 mod owner;
 mod streams;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use beta9_runtime::{ContainerStdio, Error, ErrorKind, Marks, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, Exit, Phase};
-use beta9_wire::{ContainerSpec, RootDisk};
+use beta9_wire::{ContainerSpec, Operation, Outcome, RootDisk};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::{Pace, Vm};
 
+use copies::Copies;
 pub(crate) use listeners::Listeners;
 use owner::Owner;
 
@@ -95,6 +100,15 @@ pub(crate) enum Request {
         /// Answered when it is on its way.
         reply: oneshot::Sender<Result<()>>,
     },
+    /// Have the guest do something with the running container.
+    Operate {
+        /// Different from all others of this VM.
+        number: u32,
+        /// What.
+        operation: Operation,
+        /// Answered when the guest has answered.
+        reply: oneshot::Sender<Result<Outcome>>,
+    },
     /// End the VM now; answered by the watch.
     Stop,
 }
@@ -120,6 +134,9 @@ pub(crate) struct Status {
 pub(crate) struct Sandbox {
     requests: mpsc::Sender<Request>,
     status: watch::Receiver<Status>,
+    numbers: Arc<AtomicU32>,
+    copies: Arc<Copies>,
+    answer_deadline: Duration,
 }
 
 impl Sandbox {
@@ -134,7 +151,7 @@ impl Sandbox {
         deadlines: Deadlines,
         marks: &Marks,
     ) -> Result<(Self, GuestKernel)> {
-        let Accepting { control, stream } = listeners;
+        let Accepting { control, stream, copy } = listeners;
         let (control, kernel) = match handshake::greet(&vm, control, &container, deadlines.boot).await {
             Ok(greeted) => greeted,
             Err(error) => {
@@ -143,11 +160,14 @@ impl Sandbox {
             }
         };
         marks.reach(Phase::GuestReady);
+        let copies = Arc::new(Copies::serve(copy, vm.dialer, container.clone()));
         let (requests, queue) = mpsc::channel(8);
         let (status, seen) = watch::channel(Status::default());
         let owner = Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status);
         tokio::spawn(owner.run());
-        Ok((Self { requests, status: seen }, kernel))
+        let numbers = Arc::default();
+        let answer_deadline = deadlines.answer;
+        Ok((Self { requests, status: seen, numbers, copies, answer_deadline }, kernel))
     }
 
     async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<()>>) -> Request) -> Result<()> {
@@ -198,6 +218,7 @@ impl Sandbox {
 pub(crate) struct Accepting {
     pub(crate) control: tokio::net::UnixListener,
     pub(crate) stream: tokio::net::UnixListener,
+    pub(crate) copy: tokio::net::UnixListener,
 }
 
 /// What the guest calls its kernel.
