@@ -55,7 +55,8 @@ impl Place {
         archive: &[u8],
     ) -> Result<u64, Error> {
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let request = Unpacking { path: path.to_owned(), placement, owner: Owner::Ids { uid, gid } };
+        let request =
+            Unpacking { path: path.to_owned(), placement, owner: Owner::Ids { uid, gid }, name: None };
         unpack(&self.tree(links), &request, archive)
     }
 }
@@ -253,7 +254,27 @@ fn an_archive_that_was_cut_off_is_noticed() {
     let whole = archive(&[("a", EntryType::Regular, "text"), ("b", EntryType::Regular, &"x".repeat(2000))]);
     for end in [0, 100, 512, 600, 1024, 1600, 2000, whole.len() - 1024] {
         let to = Place::new();
-        assert!(to.unpacked("/", Placement::Named, &whole[..end]).is_err(), "{end} bytes were enough");
+        assert!(to.unpacked("/", Placement::Unpacked, &whole[..end]).is_err(), "{end} bytes were enough");
     }
-    Place::new().unpacked("/", Placement::Named, &whole).unwrap();
+    Place::new().unpacked("/", Placement::Unpacked, &whole).unwrap();
+}
+
+#[test]
+fn only_what_was_asked_for_arrives() {
+    let to = Place::new();
+    let put = |name: &str, entries: &[(&str, EntryType, &str)]| {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let owner = Owner::Ids { uid, gid };
+        let (path, name) = (String::new(), Some(name.to_owned()));
+        let request = Unpacking { path, placement: Placement::Named, owner, name };
+        unpack(&to.tree(Links::Refused), &request, archive(entries).as_slice())
+    };
+    let regular = EntryType::Regular;
+    assert!(put("a", &[(".bashrc", regular, "evil")]).is_err());
+    assert!(put("a", &[("a", regular, "fine"), (".bashrc", regular, "evil")]).is_err());
+    assert!(put("a", &[("./", EntryType::Directory, ""), (".bashrc", regular, "evil")]).is_err());
+    assert!(put("", &[("a", regular, "x")]).is_err());
+    assert!(!to.root().join(".bashrc").exists());
+    put("", &[("./", EntryType::Directory, ""), ("b", regular, "x")]).unwrap();
+    assert_eq!((to.read("a"), to.read("b")), ("fine".to_owned(), "x".to_owned()));
 }

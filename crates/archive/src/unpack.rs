@@ -39,6 +39,8 @@ pub struct Unpacking {
     pub placement: Placement,
     /// Who owns it.
     pub owner: Owner,
+    /// The name that the copied file has, where it is known: whoever made the archive must not add others.
+    pub name: Option<String>,
 }
 
 /// Unpacks an archive. What it held that is left out (devices, pipes) is counted.
@@ -99,6 +101,8 @@ struct Unpacker<'a> {
     base: Vec<u8>,
     /// What the first component of every name is replaced by.
     renamed: Option<Vec<u8>>,
+    /// The first component that every name has.
+    only: Option<Vec<u8>>,
     /// Modes and times of new directories, set when nothing more is made in them.
     directories: Vec<(OwnedFd, u32, Timestamps)>,
     skipped: u64,
@@ -111,11 +115,16 @@ impl<'a> Unpacker<'a> {
     /// Decides by docker's rule from the first entry what the destination is.
     fn begin(tree: &'a Tree, request: &Unpacking, first: &Entry<'_, impl Read>, name: &[u8]) -> Result<Self> {
         let path = plain(&request.path)?;
+        let only = match request.placement {
+            Placement::Unpacked => None,
+            Placement::Named => only(request, name)?,
+        };
         let named = |base: &[u8], renamed: Option<&[u8]>| Self {
             tree,
             owner: request.owner,
             base: base.to_vec(),
             renamed: renamed.map(<[u8]>::to_vec),
+            only: only.clone(),
             directories: Vec::new(),
             skipped: 0,
         };
@@ -169,6 +178,10 @@ impl<'a> Unpacker<'a> {
     }
 
     fn entry(&mut self, entry: &mut Entry<'_, impl Read>, name: &[u8]) -> Result<()> {
+        if self.only.as_deref().is_some_and(|only| first(name) != only) {
+            let text = format!("archive has an entry {}, which was not asked for", shown(name));
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
         let entry_type = entry.header().entry_type();
         let path = self.place(name)?;
         if path.is_empty() || (path == self.base && self.tree.directory(&path).is_ok()) {
@@ -299,6 +312,25 @@ impl<'a> Unpacker<'a> {
         self.settle().map_err(|e| Error::file("set the attributes of directories in", &base, e))?;
         Ok(self.skipped)
     }
+}
+
+/// The first component that the archive's names must have; `None` where it holds what is in a directory.
+fn only(request: &Unpacking, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let wanted = request.name.as_deref().unwrap_or_default();
+    match (&request.name, first(name)) {
+        (None, b"") => Ok(None),
+        (None, first) => Ok(Some(first.to_vec())),
+        (Some(_), b"") if wanted.is_empty() => Ok(None),
+        (Some(_), first) if first == wanted.as_bytes() => Ok(Some(first.to_vec())),
+        _ => {
+            let text = format!("archive begins with {}, which was not asked for", shown(name));
+            Err(Error::new(ErrorKind::Refused, text))
+        }
+    }
+}
+
+fn first(name: &[u8]) -> &[u8] {
+    name.split(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 fn directory(tree: &Tree, path: &[u8]) -> Result<OwnedFd> {

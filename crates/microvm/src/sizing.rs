@@ -63,7 +63,7 @@ impl VmSize {
             ));
         }
         let cpus = u64::from(self.cpus);
-        if change.cpu_micros.is_some_and(|micros| micros > cpus * 1_000_000) {
+        if change.nano_cpus.is_some_and(|nanos| nanos > cpus * 1_000_000_000) {
             return refuse(format!(
                 "a running VM does not grow: this one has {cpus} processors; create another container for more"
             ));
@@ -106,9 +106,9 @@ mod tests {
         let memory = |mib: u64| LimitChange { memory_bytes: Some(mib << 20), ..LimitChange::default() };
         size.check(&memory(64)).unwrap();
         assert!(size.check(&memory(65)).unwrap_err().to_string().contains("64 MiB"));
-        let cpus = |micros| LimitChange { cpu_micros: Some(micros), ..LimitChange::default() };
-        size.check(&cpus(2_000_000)).unwrap();
-        assert!(size.check(&cpus(2_000_001)).unwrap_err().to_string().contains("2 processors"));
+        let cpus = |nanos| LimitChange { nano_cpus: Some(nanos), ..LimitChange::default() };
+        size.check(&cpus(2_000_000_000)).unwrap();
+        assert!(size.check(&cpus(2_000_000_001)).unwrap_err().to_string().contains("2 processors"));
     }
 
     #[test]

@@ -131,7 +131,8 @@ impl Operations for OciOperations {
             }
         };
         flag("--memory", change.memory_bytes);
-        flag("--cpu-period", change.cpu_micros.map(|_| LimitChange::CPU_PERIOD_US));
+        flag("--memory-swap", change.memory_swap_bytes);
+        flag("--cpu-period", change.nano_cpus.map(|_| LimitChange::CPU_PERIOD_US));
         flag("--cpu-quota", change.cpu_quota_us());
         flag("--pids-limit", change.pids);
         args.push(self.id.to_string());
@@ -146,7 +147,7 @@ impl Operations for OciOperations {
     async fn copy_in(&self, request: CopyIn, from: OwnedFd) -> Result<()> {
         let CopyIn { path, placement, keep_owner } = request;
         let owner = if keep_owner { Owner::Kept } else { Owner::Ids { uid: 0, gid: 0 } };
-        let unpacking = Unpacking { path, placement, owner };
+        let unpacking = Unpacking { path, placement, owner, name: None };
         self.with_tree(move |tree| unpack(tree, &unpacking, File::from(from)).map(drop)).await
     }
 }

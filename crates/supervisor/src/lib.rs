@@ -39,6 +39,7 @@ mod rootfs;
 mod runtimes;
 mod server;
 mod stdio;
+mod stopped;
 
 pub use client::{CopyStream, StdinSender, Supervisor, Updates};
 pub use directory::ContainerDirectory;
@@ -50,3 +51,4 @@ pub use operate::{Answer, Copy, Operation, Refusal};
 pub use protocol::{Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
+pub use stopped::copy_stopped;

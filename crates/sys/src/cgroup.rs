@@ -133,10 +133,9 @@ impl Cgroup {
         for Hierarchy { controller, directory } in &self.directories {
             let writes: &[(&str, String)] = match *controller {
                 "" => &[("cpu.max", format!("{quota} {period}"))],
-                "cpu" => &[
-                    ("cpu.cfs_period_us", period.to_string()),
-                    ("cpu.cfs_quota_us", quota.to_string()),
-                ],
+                "cpu" => {
+                    &[("cpu.cfs_period_us", period.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+                }
                 _ => &[],
             };
             for (name, value) in writes {

@@ -31,7 +31,10 @@ pub fn first_of_its_namespace(pids: &[Pid]) -> Option<Pid> {
         let numbers: Vec<&str> = field(&text, "NSpid:")?.split_ascii_whitespace().collect();
         (numbers.len() > 1 && numbers.last() == Some(&"1")).then_some(numbers.len())
     };
-    pids.iter().filter_map(|pid| Some((depth(pid)?, *pid))).min_by_key(|(depth, _)| *depth).map(|(_, pid)| pid)
+    pids.iter()
+        .filter_map(|pid| Some((depth(pid)?, *pid)))
+        .min_by_key(|(depth, _)| *depth)
+        .map(|(_, pid)| pid)
 }
 
 struct Seen {

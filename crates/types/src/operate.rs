@@ -43,8 +43,10 @@ pub struct ProcessInfo {
 pub struct LimitChange {
     /// Memory in bytes.
     pub memory_bytes: Option<u64>,
-    /// Processor time in millionths of a processor.
-    pub cpu_micros: Option<u64>,
+    /// Memory and swap together, in bytes, where the host's kernel limits both.
+    pub memory_swap_bytes: Option<u64>,
+    /// Processor time in billionths of a processor.
+    pub nano_cpus: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
 }
@@ -61,7 +63,7 @@ impl LimitChange {
     /// The quota of processor time per [`CPU_PERIOD_US`](Self::CPU_PERIOD_US), in microseconds; the kernel takes no
     /// less than a millisecond.
     pub fn cpu_quota_us(&self) -> Option<u64> {
-        self.cpu_micros.map(|micros| (micros.saturating_mul(Self::CPU_PERIOD_US) / 1_000_000).max(1000))
+        self.nano_cpus.map(|nanos| (nanos.saturating_mul(Self::CPU_PERIOD_US) / 1_000_000_000).max(1000))
     }
 }
 
@@ -100,8 +102,8 @@ mod tests {
 
     #[test]
     fn processors_become_a_quota_that_the_kernel_takes() {
-        let quota = |micros| LimitChange { cpu_micros: Some(micros), ..LimitChange::default() }.cpu_quota_us();
-        assert_eq!(quota(1_500_000), Some(150_000));
+        let quota = |nanos| LimitChange { nano_cpus: Some(nanos), ..LimitChange::default() }.cpu_quota_us();
+        assert_eq!(quota(1_500_000_000), Some(150_000));
         assert_eq!(quota(1), Some(1000));
         assert_eq!(LimitChange::default().cpu_quota_us(), None);
     }

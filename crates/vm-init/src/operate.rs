@@ -186,7 +186,7 @@ fn copy_in(
     let CopyIn { path, placement, keep_owner } = request;
     let owner = if keep_owner { Owner::Kept } else { Owner::Ids { uid: 0, gid: 0 } };
     let mut receiver = Receiver { connection, frame: Vec::new(), taken: 0, total: 0, is_over: false };
-    unpack(&tree, &Unpacking { path, placement, owner }, &mut receiver).map_err(failed)?;
+    unpack(&tree, &Unpacking { path, placement, owner, name: None }, &mut receiver).map_err(failed)?;
     receiver.end().context(|| "receive the archive")?;
     Ok(())
 }

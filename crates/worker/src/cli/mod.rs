@@ -2,17 +2,22 @@
 
 mod config;
 mod container;
+mod cp;
 mod doctor;
+mod events;
 mod image;
 mod init;
 mod inspect;
 mod internal;
 mod logs;
+mod operate;
 mod ps;
 mod run;
 mod serve;
+mod stats;
 mod status;
 mod table;
+mod when;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -77,6 +82,20 @@ enum Command {
     Kill(container::KillArgs),
     /// Remove containers that are over.
     Rm(container::RmArgs),
+    /// Freeze every process of containers.
+    Pause(operate::FreezeArgs),
+    /// Let the processes of paused containers go on.
+    Unpause(operate::FreezeArgs),
+    /// Show what containers use, again and again.
+    Stats(stats::StatsArgs),
+    /// List the processes of a container.
+    Top(operate::TopArgs),
+    /// Change limits of containers.
+    Update(operate::UpdateArgs),
+    /// Copy files between a container and this machine.
+    Cp(cp::CpArgs),
+    /// Print what happens to containers. Needs a worker that serves.
+    Events(events::EventsArgs),
     /// Import and list images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -187,6 +206,13 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Stop(args) => container::stop(&mut client, args).await,
                     Command::Kill(args) => container::kill(&mut client, args).await,
                     Command::Rm(args) => container::rm(&mut client, args).await,
+                    Command::Pause(args) => operate::pause(&mut client, args).await,
+                    Command::Unpause(args) => operate::unpause(&mut client, args).await,
+                    Command::Stats(args) => stats::run(&mut client, args).await,
+                    Command::Top(args) => operate::top(&mut client, args).await,
+                    Command::Update(args) => operate::update(&mut client, args).await,
+                    Command::Cp(args) => cp::run(&mut client, args).await,
+                    Command::Events(args) => events::run(&mut client, args).await,
                     Command::Image(command) => image::run(&mut client, command).await,
                     Command::Status(args) => status::run(&mut client, args).await,
                     _ => Err(Failure::new("this command was handled before")),

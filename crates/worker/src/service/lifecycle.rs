@@ -62,6 +62,7 @@ impl Worker {
             }
             return Err(error);
         }
+        self.tell(&record, "create", &[]);
         Ok(id)
     }
 
@@ -111,6 +112,7 @@ impl Worker {
             return Err(Error::new(ErrorKind::Precondition, text));
         }
         launch::start(&directory).await?;
+        self.observe(&directory, &record);
         let state = Follower::new(directory, Until::Started).last().await?;
         Ok(Described { record, state })
     }
@@ -168,10 +170,11 @@ impl Worker {
 
     /// SIGTERM, and SIGKILL after `grace`; returns when the container is gone.
     pub(super) async fn stop(&self, container: &str, grace: Duration) -> Result<()> {
-        let (directory, _) = self.find(container)?;
+        let (directory, record) = self.find(container)?;
         if self.is_over(&directory).await? {
             return Ok(());
         }
+        self.tell(&record, "stop", &[]);
         let mut follower = Follower::new(directory.clone(), Until::Gone);
         // Connected before the stop, so that a record which goes away with its container is still seen.
         follower.next().await?;
@@ -186,7 +189,9 @@ impl Worker {
             let text = format!("container {} is not running", record.id.short());
             return Err(Error::new(ErrorKind::Precondition, text));
         }
-        Ok(Supervisor::of(directory).signal(signal, all).await?)
+        Supervisor::of(directory).signal(signal, all).await?;
+        self.tell(&record, "kill", &[("signal", signal.to_string())]);
+        Ok(())
     }
 
     /// Removes a container's record; with `force` after killing it.
@@ -206,11 +211,14 @@ impl Worker {
             Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
             follower.last_or_gone().await?;
         }
-        blocking(move || forget(&directory, &record)).await
+        let gone = record.clone();
+        blocking(move || forget(&directory, &record)).await?;
+        self.tell(&gone, "destroy", &[]);
+        Ok(())
     }
 
     /// Whether nothing of the container runs: it was never started, or it is over and cleaned up.
-    async fn is_over(&self, directory: &ContainerDirectory) -> Result<bool> {
+    pub(super) async fn is_over(&self, directory: &ContainerDirectory) -> Result<bool> {
         if needs_recovery(directory)? {
             launch::recover(directory).await?;
         }
@@ -232,8 +240,9 @@ impl Worker {
                 if record.request.auto_remove {
                     blocking(move || forget(&directory, &record)).await?;
                 }
-            } else if matches!(StateFile::read(&directory)?.state, ContainerState::Running { .. }) {
+            } else if StateFile::read(&directory)?.state.pid().is_some() {
                 running += 1;
+                self.observe(&directory, &record);
             }
         }
         if running + lost > 0 {
