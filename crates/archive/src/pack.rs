@@ -22,10 +22,10 @@ pub fn pack(tree: &Tree, request: &CopyOut, to: impl Write) -> Result<()> {
     let inside = request.path.ends_with("/.") || request.path == "." || path.is_empty();
     // With a slash at its end a link to a directory is the directory, as it is to cp(1).
     let follow = request.follow || inside || request.path.ends_with('/');
-    let found = tree.look(&path, follow).map_err(|e| Error::file("copy", &path, e))?;
+    let found = tree.look(&path, follow).map_err(|e| Error::file("copy", request.path.as_bytes(), e))?;
     let (found_kind, _) = kind(&found).map_err(|e| Error::file("look at", &path, e))?;
     if (inside || request.path.ends_with('/')) && found_kind != FileType::Directory {
-        return Err(Error::file("copy", &path, rustix::io::Errno::NOTDIR));
+        return Err(Error::file("copy", request.path.as_bytes(), rustix::io::Errno::NOTDIR));
     }
     let name = if inside { b"." } else { split(&path).1 };
     if name == b".." {

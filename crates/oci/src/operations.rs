@@ -15,7 +15,6 @@ use beta9_types::{
     BindMount, ContainerId, CopyIn, CopyOut, LimitChange, ProcessInfo, RuntimeKind, Usage, chain,
 };
 use rustix::fs::{Mode, OFlags};
-use serde::Deserialize;
 
 use crate::overlay::mount_volumes;
 use crate::program::{Files, Program};
@@ -115,7 +114,7 @@ impl Operations for OciOperations {
         if self.kind != RuntimeKind::Gvisor {
             return Ok(describe(&self.cgroup.processes()));
         }
-        let args = ["--format", "json", self.id.as_str()];
+        let args = ["--format", "table", self.id.as_str()];
         let text = self.program.output(&self.reaper, &self.files, "ps", &args).await?;
         sandboxed_processes(&text)
     }
@@ -171,32 +170,35 @@ impl OciOperations {
     }
 }
 
-/// A line of `runsc ps --format json`, as far as every version has it.
-#[derive(Deserialize)]
-struct SandboxedProcess {
-    uid: u32,
-    pid: u32,
-    ppid: u32,
-    /// `1.5s`, `10ms`, `0s`.
-    time: String,
-    cmd: String,
-}
-
+/// Reads the table of `runsc ps`. Its JSON is a list of numbers alone, as OCI programs have it.
+///
+/// ```text
+/// UID       PID       PPID      C         TTY       STIME     TIME      CMD
+/// ```
 fn sandboxed_processes(text: &[u8]) -> Result<Vec<ProcessInfo>> {
-    let lines: Vec<SandboxedProcess> = serde_json::from_slice(text)
-        .map_err(|e| Error::caused(ErrorKind::Failed, "runsc ps answered something unknown", e))?;
-    let mut all: Vec<ProcessInfo> = lines
-        .into_iter()
-        .map(|line| ProcessInfo {
-            pid: line.pid,
-            parent: line.ppid,
-            uid: line.uid,
-            cpu_ms: milliseconds(&line.time),
-            command: line.cmd,
-        })
-        .collect();
+    let text = String::from_utf8_lossy(text);
+    let unknown = || Error::new(ErrorKind::Failed, "runsc ps answered something unknown");
+    let mut lines = text.lines();
+    if !lines.next().is_some_and(|header| header.starts_with("UID") && header.trim_end().ends_with("CMD")) {
+        return Err(unknown());
+    }
+    let mut all =
+        lines.map(|line| sandboxed_process(line).ok_or_else(unknown)).collect::<Result<Vec<_>>>()?;
     all.sort_unstable_by_key(|info| info.pid);
     Ok(all)
+}
+
+fn sandboxed_process(line: &str) -> Option<ProcessInfo> {
+    let mut fields = line.split_ascii_whitespace();
+    let (uid, pid, parent) = (fields.next()?, fields.next()?, fields.next()?);
+    let (time, command) = (fields.nth(3)?, fields.collect::<Vec<_>>().join(" "));
+    Some(ProcessInfo {
+        pid: pid.parse().ok()?,
+        parent: parent.parse().ok()?,
+        uid: uid.parse().ok()?,
+        cpu_ms: milliseconds(time),
+        command,
+    })
 }
 
 /// A duration as Go prints it.
@@ -233,9 +235,9 @@ mod tests {
 
     #[test]
     fn the_sandboxes_processes_are_read() {
-        let text =
-            br#"[{"uid":5,"pid":2,"ppid":1,"c":0,"tty":"?","stime":"20:00","time":"1m2.5s","cmd":"sleep"},
-            {"uid":0,"pid":1,"ppid":0,"c":0,"tty":"?","stime":"20:00","time":"10ms","cmd":"sh"}]"#;
+        let text = b"UID       PID       PPID      C         TTY       STIME     TIME      CMD\n\
+            5         2         1         0         ?         20:00     1m2.5s    sleep\n\
+            0         1         0         0         ?         20:00     10ms      sh\n";
         let all = sandboxed_processes(text).unwrap();
         assert_eq!((all[0].pid, all[0].cpu_ms, all[1].pid, all[1].cpu_ms, all[1].uid), (1, 10, 2, 62_500, 5));
         assert!(sandboxed_processes(b"null and void").is_err());

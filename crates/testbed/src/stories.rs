@@ -3,11 +3,13 @@
 //! A story is a function that gets a [`World`] and fails with everything a reader needs. It knows the runtime only as
 //! something containers run on; where a runtime differs for a reason of its own, `exclusions.txt` says so.
 
+mod copies;
 mod exit;
 mod files;
 mod lifecycle;
 mod limits;
 mod mounts;
+mod operate;
 mod process;
 mod streams;
 
@@ -43,6 +45,8 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         mounts::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
+        operate::STORIES,
+        copies::STORIES,
     ]
     .into_iter()
     .flatten()
