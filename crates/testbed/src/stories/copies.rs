@@ -18,7 +18,7 @@ stories![
     Full a_container_that_is_over_has_its_files,
 ];
 
-const SLEEPER: &str = "mkdir -p /work/sub; echo inside > /work/file; echo deep > /work/sub/deep
+const SLEEPER: &str = "mkdir -p /work/sub; echo inside > /work/file; echo deep > /work/sub/deep; mkfifo /work/pipe
     echo ready; while true; do sleep 0.2; done";
 
 /// Says the words of a file when it is told to.
@@ -156,7 +156,7 @@ fn a_copy_that_cannot_be_is_one_sentence(world: &World<'_>) -> Result<()> {
     for (from, to, word) in [
         (inside("/none"), here.clone(), "/none"),
         (inside(""), here.clone(), "no path"),
-        (inside("/dev/null"), here.clone(), "device"),
+        (inside("/work/pipe"), here.clone(), "device"),
         (inside("/work/file/"), here.clone(), "/work/file"),
         (file.clone(), inside("/none/there"), "create it first"),
         (file.clone(), inside("/work/none/"), "create it first"),
