@@ -5,6 +5,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../../proto";
     println!("cargo:rerun-if-changed={root}/{proto}");
     let descriptors = protox::compile([proto], [root])?;
-    tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
+    // What derives no Debug must say how it is shown: see `api.rs`.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .skip_debug(["beta9.worker.v1.RegistryCredentials"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! DIR/vmlinux      the uncompressed ELF kernel
+//! DIR/beta9-vm-init  the guest's init, and that of containers with --init
 //! DIR/initrd.img   /init, /modules/*.ko, /modules/order, /dev/console, /dev/null
 //! ```
 
@@ -55,6 +56,12 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<Guest> {
     install(&vmlinux(&kernel)?, &guest.kernel)?;
 
     let init = step("build beta9-vm-init", || build_init(project))?;
+    // Outside of guests it is the init of containers that ask for one.
+    let program = out.join("beta9-vm-init");
+    if fs::read(&program).ok().as_deref() != Some(&init) {
+        write(&program, &init)?;
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
     let modules = Modules::of(&kernel.modules)?.for_guest()?;
     let initramfs = initramfs(&init, &modules)?;
     if fs::read(&guest.initramfs).ok().as_deref() != Some(&initramfs) {

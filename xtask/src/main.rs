@@ -4,6 +4,7 @@ mod cpio;
 mod debian;
 mod debian_kernel;
 mod demo;
+mod fuzz;
 mod guest;
 mod image;
 mod kernel_modules;
@@ -34,6 +35,8 @@ enum Chore {
     Guest(guest::Options),
     /// Set the machine up and run the tests (needs root).
     Test(test::Options),
+    /// Run the fuzz targets, each for a minute.
+    Fuzz(fuzz::Options),
     /// Run one program in every runtime, side by side, from a fresh machine on (needs root).
     Demo,
     /// Run a command in a nested machine with a KVM that boots real guests and with cgroup v2 alone (needs root).
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::show(&project),
         Chore::Guest(options) => guest::run(&project, &options).map(|_| ExitCode::SUCCESS),
         Chore::Test(options) => test::run(&project, &options),
+        Chore::Fuzz(options) => fuzz::run(&project, &options),
         Chore::Demo => demo::run(&project),
         Chore::Nested(options) => nested::run(&project, &options),
     };

@@ -4,10 +4,11 @@
 //! installing packages; all else goes below `target/`. No service is started and none is needed, so it works in a
 //! chroot without systemd, too.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::debian;
 use crate::debian_kernel::{self, DebianKernel};
@@ -40,8 +41,11 @@ const PACKAGES: &[&str] = &[
     "lz4",
     "xz-utils",
     "zstd",
+    // The fuzz targets' engine is C++.
+    "g++",
     // What a machine of few packages may lack.
     "ca-certificates",
+    "openssl",
     "procps",
     "util-linux",
     "mount",
@@ -92,7 +96,25 @@ pub(crate) fn packages() -> Result<()> {
     debian::install(PACKAGES)
 }
 
+/// A registry to pull from. Installed as a package it would become a service that listens on every address.
+fn docker_registry(project: &Project) -> Result<()> {
+    let program = project.tools().join("docker-registry");
+    if program.exists() {
+        return Ok(());
+    }
+    step("fetch docker-registry", || {
+        let tree = project.tools_root().join("docker-registry");
+        if !tree.exists() {
+            debian::unpack("docker-registry", &tree)?;
+        }
+        fs::create_dir_all(project.tools()).context("cannot make the tools' directory")?;
+        fs::hard_link(tree.join("usr/bin/docker-registry"), &program)
+            .context("cannot put docker-registry in place")
+    })
+}
+
 fn tools(project: &Project) -> Result<PathBuf> {
+    docker_registry(project)?;
     let programs = project.tools();
     let (name, version) = VHOST_DEVICE_VSOCK;
     if !programs.join(name).exists() {

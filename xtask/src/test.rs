@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::image::Images;
 use crate::process::{cargo, command, output, step};
 use crate::project::Project;
 use crate::{guest, setup};
@@ -52,7 +53,7 @@ struct Outcome {
 /// Prepares the machine, runs the tiers and sums them up.
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let began = Instant::now();
-    setup::run(project)?;
+    let ready = setup::run(project)?;
     guest::run(project, &guest::Options::default())?;
     step("build what is tested", || {
         output(
@@ -65,7 +66,7 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
     let mut outcomes =
         vec![Outcome { name: "prepare", passed: true, sums: Sums::default(), took: began.elapsed() }];
-    for mut tier in tiers(project, options)? {
+    for mut tier in tiers(project, options, &ready.images)? {
         if options.only.as_ref().is_none_or(|text| tier.name.contains(text.as_str())) {
             outcomes.push(run_tier(&mut tier, &logs)?);
         }
@@ -81,11 +82,15 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn tiers(project: &Project, options: &Options) -> Result<Vec<Tier>> {
+fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Tier>> {
     let path = project.path()?;
     let test = |arguments: &[&str], environment: &[(&str, &str)], flags: &[&str]| {
         let mut test = command(&cargo(), ["test", "--quiet", "--no-fail-fast"]);
         test.args(arguments).current_dir(project.root()).env("PATH", &path);
+        if options.all {
+            // Bytes that a story sends through a container and back.
+            test.env("BETA9_ROUND_TRIP", "100000000");
+        }
         test.envs(environment.iter().copied());
         test.arg("--").args(flags).args(&options.arguments);
         test
@@ -97,12 +102,15 @@ fn tiers(project: &Project, options: &Options) -> Result<Vec<Tier>> {
     // What `setup` installs on every machine, so that a skip cannot hide there.
     let programs = ("BETA9_REQUIRE_RUNTIMES", "runc,gvisor");
     let qemu = [("BETA9_RUNTIMES", "qemu"), ("BETA9_REQUIRE_RUNTIMES", "qemu")];
+    let layouts = std::env::join_paths([&images.busybox.layout, &images.debian.layout])
+        .context("the path of this checkout has a colon: move it")?;
+    let layouts = [("BETA9_REAL_IMAGES", &*layouts.to_string_lossy())];
     let core = [qemu[0], qemu[1], ("BETA9_TIER", "core")];
     let mut tiers = vec![
         Tier {
             name: "crates",
             commands: vec![
-                test(&["--workspace", "--exclude", "beta9-testbed"], &[], &[]),
+                test(&["--workspace", "--exclude", "beta9-testbed"], &layouts, &[]),
                 test(&["--package", "beta9-testbed", "--lib"], &[], &[]),
             ],
         },

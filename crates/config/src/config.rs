@@ -1,17 +1,19 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, PoolName, RuntimeChoice, RuntimeKind};
+use beta9_types::{Digest, LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
-use crate::file::{File, FilePool};
+use crate::file::{File, FilePool, Given};
 use crate::near::nearest;
 use crate::node;
 use crate::pool::{Pool, Source};
 use crate::reader::{RUNTIME_WORDS, Reader};
+use crate::registries::FileRegistry;
 
 /// The variable that overrides `worker.container_runtime`.
 pub(crate) const RUNTIME_VARIABLE: &str = "CONTAINER_RUNTIME";
@@ -26,7 +28,11 @@ pub struct Config {
     pub(crate) runtime: (RuntimeChoice, Source),
     pub(crate) debug_mode: (bool, Source),
     pub(crate) default_pool: (Option<PoolName>, Source),
+    pub(crate) log_max_size: (u64, Source),
+    pub(crate) log_max_files: (u32, Source),
+    pub(crate) image_limit: (Option<u64>, Source),
     pub(crate) pools: Vec<Pool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 impl Config {
@@ -93,11 +99,31 @@ impl Config {
             Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
             None => (implied_default(&pools), Source::Default),
         };
+        let image_limit = match file.image_limit {
+            Some(given) => (Some(given.value), Source::WorkerKey { line: given.line }),
+            None => (None, Source::Default),
+        };
         let root = match file.root {
             Some(given) => (given.value, Source::WorkerKey { line: given.line }),
             None => (Self::DEFAULT_ROOT.into(), Source::Default),
         };
-        Ok(Self { file: None, loaded_hash: None, root, runtime, debug_mode, default_pool, pools })
+        let log = LogLimits::default();
+        let log_max_size = or_default(file.log_max_size, log.max_size);
+        let log_max_files = or_default(file.log_max_files, log.max_files);
+        let registries = file.registries;
+        Ok(Self {
+            file: None,
+            loaded_hash: None,
+            root,
+            runtime,
+            debug_mode,
+            default_pool,
+            log_max_size,
+            log_max_files,
+            image_limit,
+            pools,
+            registries,
+        })
     }
 
     /// The file it came from.
@@ -125,9 +151,20 @@ impl Config {
         self.debug_mode.0
     }
 
+    /// How much of a container's output is kept where its request does not say.
+    pub fn log_limits(&self) -> LogLimits {
+        LogLimits { max_size: self.log_max_size.0, max_files: self.log_max_files.0 }
+    }
+
     /// Every pool, in the file's order; never empty.
     pub fn pools(&self) -> &[Pool] {
         &self.pools
+    }
+
+    /// How the registries are reached that the file names.
+    pub fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
+        let pair = |registry: &FileRegistry| (registry.host.clone(), registry.settings.clone());
+        self.registries.iter().map(pair).collect()
     }
 
     /// A pool by its name.
@@ -145,11 +182,24 @@ impl Config {
         })
     }
 
+    /// The most that images may take up on the disk, in bytes: beyond it those that were used longest ago go. `None` is no
+    /// limit.
+    pub fn image_limit(&self) -> Option<u64> {
+        self.image_limit.0
+    }
+
     /// The pool for whoever names none: `worker.default_pool`, else `default`, else the only one. `None` where several
     /// could be meant.
     pub fn default_pool(&self) -> Option<&Pool> {
         let name = self.default_pool.0.as_ref()?;
         self.pools.iter().find(|pool| pool.name == *name)
+    }
+}
+
+fn or_default<T>(given: Option<Given<T>>, default: T) -> (T, Source) {
+    match given {
+        Some(given) => (given.value, Source::WorkerKey { line: given.line }),
+        None => (default, Source::Default),
     }
 }
 

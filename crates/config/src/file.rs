@@ -2,16 +2,28 @@
 
 use std::path::PathBuf;
 
-use beta9_types::{PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
+use beta9_types::{LogLimits, PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
 
 use crate::error::{ErrorKind, Position, Result};
 use crate::near::nearest;
 use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
+use crate::registries::{self, FileRegistry};
 use crate::settings::{self, Rule};
+use crate::size;
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 5] = ["root", "container_runtime", "debug_mode", "default_pool", "pools"];
+const WORKER: [&str; 9] = [
+    "root",
+    "container_runtime",
+    "debug_mode",
+    "default_pool",
+    "image_limit",
+    "log_max_size",
+    "log_max_files",
+    "pools",
+    "registries",
+];
 const POOL: [&str; 3] = ["container_runtime", "runtime_fallback", "container_runtime_config"];
 /// More pools than a node has reason to serve, fewer than a metric's labels can bear.
 const MAX_POOLS: usize = 256;
@@ -30,7 +42,11 @@ pub(crate) struct File {
     pub(crate) container_runtime: Option<Given<RuntimeChoice>>,
     pub(crate) debug_mode: Option<Given<bool>>,
     pub(crate) default_pool: Option<Given<PoolName>>,
+    pub(crate) log_max_size: Option<Given<u64>>,
+    pub(crate) log_max_files: Option<Given<u32>>,
+    pub(crate) image_limit: Option<Given<u64>>,
     pub(crate) pools: Vec<FilePool>,
+    pub(crate) registries: Vec<FileRegistry>,
 }
 
 /// What the file says about one pool.
@@ -51,6 +67,8 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         Some("worker.pools.<name>.container_runtime_config")
     } else if has(&POOL) && !has(&WORKER) {
         Some("worker.pools.<name>")
+    } else if has(&registries::KEYS) {
+        Some("worker.registries.<host>")
     } else if has(&WORKER) {
         Some("worker")
     } else {
@@ -77,6 +95,18 @@ impl File {
                 }
                 debug_mode = Some(entry);
             }
+            if let Some(entry) = keys.take("log_max_size") {
+                file.log_max_size = given(&entry, log_size(reader, &entry)?);
+            }
+            if let Some(entry) = keys.take("log_max_files") {
+                file.log_max_files = given(&entry, reader.number(&entry, 1, LogLimits::MAX_FILES)?);
+            }
+            if let Some(entry) = keys.take("registries") {
+                file.registries = registries::read(reader, &entry)?;
+            }
+            if let Some(entry) = keys.take("image_limit") {
+                file.image_limit = given(&entry, size::read(reader, &entry)?);
+            }
             let default_pool = keys.take("default_pool");
             if let Some(entry) = keys.take("pools") {
                 file.pools = pools(reader, &entry)?;
@@ -94,6 +124,21 @@ impl File {
 
 fn given<T>(entry: &Entry<'_>, value: Option<T>) -> Option<Given<T>> {
     value.map(|value| Given { value, line: entry.key.at.line })
+}
+
+/// A number of bytes, or a text such as `10m`; `None` where it is null, empty or zero.
+fn log_size(reader: &Reader<'_>, entry: &Entry<'_>) -> Result<Option<u64>> {
+    const RULE: &str = "use 64k to 1t, as in 10m, or 0 for the default";
+    let text = match &entry.node.value {
+        Value::Integer(0) => return Ok(None),
+        Value::Integer(number) => number.to_string(),
+        _ => match reader.text(entry)? {
+            Some(text) => text.to_owned(),
+            None => return Ok(None),
+        },
+    };
+    let bytes = LogLimits::parse_size(&text).map_err(|_| reader.invalid(entry, &text, RULE))?;
+    Ok(Some(bytes))
 }
 
 fn debug_mode_twice(reader: &Reader<'_>, a: &Entry<'_>, b: &Entry<'_>) -> crate::Error {

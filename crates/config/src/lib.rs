@@ -18,9 +18,11 @@ mod near;
 mod node;
 mod pool;
 mod reader;
+mod registries;
 mod select;
 mod settings;
 mod show;
+mod size;
 mod warning;
 
 pub use config::Config;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::config::{Config, RUNTIME_VARIABLE};
 use crate::pool::{Pool, Source};
+use crate::registries::FileRegistry;
 use crate::settings;
 
 /// One key of the effective configuration.
@@ -61,7 +62,15 @@ impl Config {
         if let (Some(name), source) = &self.default_pool {
             worker.push(Shown::value("default_pool", name.as_str(), *source));
         }
+        worker.push(Shown::value("log_max_size", self.log_max_size.0, self.log_max_size.1));
+        worker.push(Shown::value("log_max_files", self.log_max_files.0, self.log_max_files.1));
+        if let (Some(limit), source) = self.image_limit {
+            worker.push(Shown::value("image_limit", crate::size::show(limit), source));
+        }
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
+        if !self.registries.is_empty() {
+            worker.push(Shown::mapping("registries", self.registries.iter().map(shown_registry).collect()));
+        }
         vec![Shown::mapping("worker", worker)]
     }
 
@@ -104,6 +113,11 @@ impl Config {
             }
         }
     }
+}
+
+fn shown_registry(registry: &FileRegistry) -> Shown {
+    let values = registry.shown().into_iter().map(|(key, value, source)| Shown::value(key, value, source));
+    Shown::mapping(registry.host.as_str(), values.collect())
 }
 
 fn shown_pool(pool: &Pool) -> Shown {

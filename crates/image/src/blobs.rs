@@ -28,8 +28,8 @@ pub(crate) struct Expected {
 pub(crate) struct StoredLayer {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    /// The digest of the layer when decompressed.
-    pub(crate) diff_id: Digest,
+    /// The digest of the layer when decompressed, where it was found out.
+    pub(crate) diff_id: Option<Digest>,
     pub(crate) compression: Compression,
 }
 
@@ -37,8 +37,8 @@ pub(crate) struct StoredLayer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blobs<'a> {
     pub(crate) layout: &'a Layout,
-    /// The most that a layer may decompress to.
-    pub(crate) max_layer: u64,
+    /// The most that a layer may decompress to, and how many times its size.
+    pub(crate) limits: crate::Limits,
 }
 
 impl Blobs<'_> {
@@ -72,30 +72,34 @@ impl Blobs<'_> {
         Ok(digest)
     }
 
-    /// Stores a layer, and digests what it decompresses to on the way.
+    /// Stores a layer. One without an announced digest is decompressed and digested on the way. One with has to have that
+    /// digest; what it decompresses to is held against the image's word for it whenever it is read.
     pub(crate) fn write_layer(&self, reader: impl Read, expected: &Expected) -> Result<StoredLayer> {
         let mut writer = self.writer()?;
         let mut tee = BufReader::with_capacity(BUFFER, Tee { reader, writer: &mut writer });
         let broken = |e| Error::stream(ErrorKind::Invalid, "cannot read the layer", e);
         let compression = Compression::detect(&mut tee).map_err(broken)?;
-        let diff_id = match compression {
+        let diff_id = match (compression, &expected.digest) {
             // What is stored is what is hashed.
-            Compression::Plain => None,
-            _ => Some(self.digest_of(decompressed(&mut tee).map_err(broken)?).map_err(broken)?),
+            (Compression::Plain, _) | (_, Some(_)) => None,
+            _ => Some(
+                self.digest_of(decompressed(&mut tee, self.limits.ratio).map_err(broken)?).map_err(broken)?,
+            ),
         };
         // Whatever follows the compressed stream belongs to the blob too.
         io::copy(&mut tee, &mut io::sink()).map_err(broken)?;
         let (digest, size) = writer.finish(expected)?;
-        Ok(StoredLayer { diff_id: diff_id.unwrap_or_else(|| digest.clone()), digest, size, compression })
+        let diff_id = if compression == Compression::Plain { Some(digest.clone()) } else { diff_id };
+        Ok(StoredLayer { diff_id, digest, size, compression })
     }
 
     /// The digest of a decompressed layer, which may be a bomb.
     fn digest_of(&self, reader: impl Read) -> io::Result<Digest> {
-        let mut reader = Digesting::new(reader.take(self.max_layer));
+        let mut reader = Digesting::new(reader.take(self.limits.bytes));
         let mut buffer = vec![0; BUFFER];
         while reader.read(&mut buffer)? > 0 {}
         if reader.reader.limit() == 0 {
-            let message = format!("layer decompresses to more than {} bytes", self.max_layer);
+            let message = format!("layer decompresses to more than {} bytes", self.limits.bytes);
             return Err(io::Error::other(Error::new(ErrorKind::Limit, message)));
         }
         Ok(reader.finish())

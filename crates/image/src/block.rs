@@ -1,4 +1,5 @@
-//! Read-only block images of a tree, one per image, made by the first program that is installed.
+//! Read-only block images, one per image, by the best of the programs that are installed: of the merged layers where the
+//! program reads a stream, else of the unpacked tree. Nothing is mounted to make one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,6 +9,8 @@ use std::process::Command;
 use beta9_sys::reaper::Reaper;
 use beta9_types::Digest;
 
+use crate::apply::Metadata;
+use crate::merge::{Form, Index};
 use crate::tool::{self, argument};
 use crate::{Error, Result};
 
@@ -17,7 +20,7 @@ use crate::{Error, Result};
 pub enum BlockFormat {
     /// Uncompressed: the quickest to make and to read. Linux 5.4.
     Erofs,
-    /// Compressed for speed, not for size.
+    /// Uncompressed, too; older tools make it of a stream, which keeps whole seconds and no ACLs.
     Squashfs,
     /// Where neither is installed; any kernel reads it.
     Ext4,
@@ -61,26 +64,92 @@ pub struct BlockImage {
     pub format: BlockFormat,
 }
 
-/// The first of `formats` that can be made here, and the program for it.
-pub(crate) fn choose(formats: &[BlockFormat]) -> Result<(BlockFormat, PathBuf)> {
-    let found = formats.iter().find_map(|format| Some((*format, tool::find(format.program())?)));
-    found.ok_or_else(|| {
+/// What a block image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The layers, merged into a stream of this form. No tree is needed.
+    Stream(Form),
+    /// The unpacked tree.
+    Tree,
+}
+
+/// A program that is installed, and what it can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Maker {
+    pub(crate) format: BlockFormat,
+    pub(crate) program: PathBuf,
+    pub(crate) source: Source,
+}
+
+/// What can make block images here, the best first: those that need no tree, and among equals the first of `formats`.
+pub(crate) fn makers(formats: &[BlockFormat], reaper: Option<&Reaper>) -> Result<Vec<Maker>> {
+    let mut makers = Vec::new();
+    for format in formats {
+        let Some(program) = tool::find(format.program()) else { continue };
+        let source = match format {
+            // Since 1.7.
+            BlockFormat::Erofs if tool::says(&program, "--help", reaper).contains("--tar=") => {
+                Source::Stream(Form::Whole)
+            }
+            // Since 4.5.
+            BlockFormat::Squashfs if tool::says(&program, "-help", reaper).contains("-tar\t") => {
+                Source::Stream(Form::Squashfs)
+            }
+            _ => Source::Tree,
+        };
+        makers.push(Maker { format: *format, program, source });
+    }
+    if makers.is_empty() {
         let names: Vec<_> = formats.iter().map(|format| format.program()).collect();
-        tool::missing(&names, "erofs-utils, squashfs-tools or e2fsprogs")
-    })
+        return Err(tool::missing(&names, "erofs-utils, squashfs-tools or e2fsprogs"));
+    }
+    makers.sort_by_key(|maker| maker.source == Source::Tree);
+    Ok(makers)
+}
+
+/// The best of `makers` for an image: one that reads a stream, if it loses nothing of the image or there is no other
+/// that keeps more.
+pub(crate) fn choose<'m>(makers: &'m [Maker], index: &Index) -> Option<&'m Maker> {
+    let fits = |maker: &&Maker| match maker.source {
+        Source::Stream(form) => index.fits(form),
+        // What squashfs cannot hold of a stream it cannot hold of a tree, and ext4's tool copies no parts of seconds.
+        Source::Tree => maker.format == BlockFormat::Erofs,
+    };
+    makers.iter().find(fits).or_else(|| makers.first())
+}
+
+/// The command that makes `output`, which must not exist, of a stream on its input.
+pub(crate) fn from_stream(maker: &Maker, output: &Path, manifest: &Digest, root: &Metadata) -> Command {
+    let mut command = Command::new(&maker.program);
+    match maker.format {
+        BlockFormat::Squashfs => {
+            command.args([Path::new("-"), &argument(output)]);
+            command.args(["-tar", "-noappend", "-no-progress", "-quiet", "-xattrs", "-mkfs-time", "0"]);
+            // Data as it is: a guest's processor has better things to do, and the host caches what is shared.
+            command.args(["-noD", "-noF"]);
+            // Of the root this is all that the tool can be told; see `squashfs.rs` for its time.
+            command.args(["-root-mode", &format!("{:o}", root.mode), "-noI"]);
+        }
+        _ => {
+            // The file system's own time is that of its making otherwise.
+            command.args(["--quiet", "--tar=f", "-E", "force-inode-extended", "-T0", "--mkfs-time"]);
+            command.args(["-U", &uuid(manifest)]).arg(argument(output));
+        }
+    }
+    command
 }
 
 /// Makes `output`, which must not exist, from `tree`. The image's digest names the file system.
-pub(crate) fn build(
-    (format, program): (BlockFormat, &Path),
+pub(crate) fn from_tree(
+    maker: &Maker,
     tree: &Path,
     output: &Path,
     manifest: &Digest,
     reaper: Option<&Reaper>,
 ) -> Result<()> {
-    let mut command = Command::new(program);
+    let mut command = Command::new(&maker.program);
     let (tree, output) = (argument(tree), argument(output));
-    match format {
+    match maker.format {
         BlockFormat::Erofs => {
             // Compact inodes have no time of their own and only 16 bits for owners.
             command.args(["--quiet", "-E", "force-inode-extended", "-U", &uuid(manifest)]);
@@ -89,7 +158,7 @@ pub(crate) fn build(
         BlockFormat::Squashfs => {
             command.args([&tree, &output]);
             command.args(["-noappend", "-no-progress", "-quiet", "-xattrs", "-mkfs-time", "0"]);
-            command.args(["-comp", "zstd", "-Xcompression-level", "1"]);
+            command.args(["-noD", "-noF"]);
         }
         BlockFormat::Ext4 => {
             let room = Room::of(&tree)?;
@@ -101,7 +170,7 @@ pub(crate) fn build(
             command.arg(format!("{}k", room.kibibytes));
         }
     }
-    tool::run(&mut command, reaper)
+    tool::run(command, reaper)
 }
 
 /// A UUID that is the same for the same image.

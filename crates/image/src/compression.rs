@@ -1,8 +1,10 @@
 //! Compression, told by content: gzip, zstd or none.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, Read};
+use std::rc::Rc;
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Limits};
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +34,63 @@ fn unsupported(name: &str) -> io::Error {
 }
 
 /// The decompressed stream. A compressed stream may have several members or frames; they are one stream.
-pub(crate) fn decompressed<'a>(mut reader: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match Compression::detect(&mut reader)? {
-        Compression::Plain => Box::new(reader),
+///
+/// It may become `ratio` times as large as what was read, beyond its first [`Limits::FREE`] bytes.
+pub(crate) fn decompressed<'a>(reader: impl BufRead + 'a, ratio: u64) -> io::Result<Box<dyn Read + 'a>> {
+    let taken = Rc::<Cell<u64>>::default();
+    let mut reader = Counted { reader, taken: Rc::clone(&taken) };
+    let reader: Box<dyn Read + 'a> = match Compression::detect(&mut reader)? {
+        Compression::Plain => return Ok(Box::new(reader)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         // The library refuses windows over 128 MiB unless told otherwise, which bounds its memory.
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(reader)?),
-    })
+    };
+    Ok(Box::new(Inflated { reader, taken, given: 0, ratio }))
+}
+
+/// Counts what is taken out of a reader.
+struct Counted<R> {
+    reader: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: BufRead> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.taken.set(self.taken.get() + count as u64);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.reader.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.taken.set(self.taken.get() + amount as u64);
+        self.reader.consume(amount);
+    }
+}
+
+/// Compares what comes out of a decompressor with what went in.
+struct Inflated<'a> {
+    reader: Box<dyn Read + 'a>,
+    taken: Rc<Cell<u64>>,
+    given: u64,
+    ratio: u64,
+}
+
+impl Read for Inflated<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.given += count as u64;
+        if self.given > Limits::FREE.saturating_add(self.taken.get().saturating_mul(self.ratio)) {
+            let message = format!("layer decompresses to more than {} times its size", self.ratio);
+            return Err(io::Error::other(Error::new(ErrorKind::Limit, message)));
+        }
+        Ok(count)
+    }
 }
 
 #[cfg(test)]
@@ -49,7 +101,7 @@ mod tests {
 
     fn read(bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        decompressed(bytes)?.read_to_end(&mut out)?;
+        decompressed(bytes, 200)?.read_to_end(&mut out)?;
         Ok(out)
     }
 
@@ -74,6 +126,19 @@ mod tests {
         for whole in [gzip(&[7; 5000]), zstd::encode_all(&[7; 5000][..], 1).unwrap()] {
             assert!(read(&whole[..whole.len() - 3]).is_err());
         }
+    }
+
+    #[test]
+    fn a_bomb_is_stopped_by_what_it_was_made_of() {
+        // A frame of one repeated byte, which takes next to nothing, again and again.
+        let frame = zstd::encode_all(io::repeat(0).take(64 << 20), 1).unwrap();
+        let bomb = frame.repeat(40);
+        let mut reader = decompressed(bomb.as_slice(), 200).unwrap();
+        let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
+        assert!(error.to_string().contains("200 times its size"), "{error}");
+        // The same much is fine when there is more behind it.
+        let mut reader = decompressed(bomb.as_slice(), 100_000).unwrap();
+        assert_eq!(io::copy(&mut reader, &mut io::sink()).unwrap(), 40 * (64 << 20));
     }
 
     #[test]

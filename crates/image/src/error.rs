@@ -20,8 +20,12 @@ pub enum ErrorKind {
     Unsupported,
     /// A program that makes file systems is missing or failed.
     Tool,
+    /// Somebody is at work on the same; later it may be possible.
+    Busy,
     /// Reading or writing files failed.
     Io,
+    /// The disk has no room for it.
+    Full,
 }
 
 /// Something about an image failed: what was tried and what the reader can do, with the cause as source.
@@ -53,7 +57,19 @@ impl Error {
 
     /// An operation on a file of the host that failed.
     pub(crate) fn io(operation: &str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::caused(ErrorKind::Io, format!("cannot {operation} {}", path.display()), source.into())
+        let source = source.into();
+        let (kind, remedy) = Self::kind_of(&source);
+        Self::caused(kind, format!("cannot {operation} {}{remedy}", path.display()), source)
+    }
+
+    /// What an operation's failure is, and what can be done about it.
+    pub(crate) fn kind_of(source: &io::Error) -> (ErrorKind, &'static str) {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (ErrorKind::Full, "; make room, for example with `beta9-worker image prune`")
+            }
+            _ => (ErrorKind::Io, ""),
+        }
     }
 
     /// A stream that failed. One of our own errors that travelled through a reader comes out as it went in.

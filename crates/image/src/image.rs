@@ -22,6 +22,15 @@ pub struct Image {
     pub layers: Vec<Layer>,
 }
 
+/// An image's own documents, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Documents {
+    /// Its manifest.
+    pub manifest: Vec<u8>,
+    /// Its configuration.
+    pub config: Vec<u8>,
+}
+
 /// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {

@@ -57,6 +57,18 @@ pub(crate) fn set(layout: &Layout, record: Record) -> Result<()> {
     write(layout, &records)
 }
 
+/// Takes a name away. Returns what it stood for, and the names that are left.
+pub(crate) fn remove(layout: &Layout, reference: &ImageReference) -> Result<(Option<Record>, Vec<Record>)> {
+    let _writer = Lock::exclusive(&layout.lock("index"))?;
+    let mut records = read(layout)?;
+    let Some(place) = records.iter().position(|record| record.reference == *reference) else {
+        return Ok((None, records));
+    };
+    let removed = records.remove(place);
+    write(layout, &records)?;
+    Ok((Some(removed), records))
+}
+
 /// Makes an empty store a valid OCI image layout.
 pub(crate) fn initialize(layout: &Layout) -> Result<()> {
     if layout.index().exists() && layout.marker().exists() {

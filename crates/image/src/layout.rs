@@ -6,6 +6,8 @@
 //!   blobs/sha256/    0700   content by digest
 //!   trees/<hex>/     0700   one unpacked tree per manifest
 //!   block/<hex>.<fs> 0755   one read-only image per manifest; the VMs' users read it
+//!   accounts/<hex>/  0700   etc/passwd and etc/group of an image that has no tree
+//!   sizes/<hex>      0700   what a tree takes up
 //!   scratch/         0700   empty file systems, one per size
 //!   locks/           0700   never removed
 //!   tmp/             0700   everything unfinished
@@ -35,9 +37,15 @@ impl Layout {
         let layout = Self { directory: root.join("images") };
         make_directory(&layout.directory, 0o711)?;
         make_directory(&layout.blobs(), 0o700)?;
-        for (name, mode) in
-            [("trees", 0o700), ("block", 0o755), ("scratch", 0o700), ("locks", 0o700), ("tmp", 0o700)]
-        {
+        for (name, mode) in [
+            ("trees", 0o700),
+            ("accounts", 0o700),
+            ("sizes", 0o700),
+            ("block", 0o755),
+            ("scratch", 0o700),
+            ("locks", 0o700),
+            ("tmp", 0o700),
+        ] {
             make_directory(&layout.directory.join(name), mode)?;
         }
         Ok(layout)
@@ -66,6 +74,14 @@ impl Layout {
 
     pub(crate) fn tree(&self, manifest: &Digest) -> PathBuf {
         self.directory.join("trees").join(manifest.hex())
+    }
+
+    pub(crate) fn size(&self, hex: &str) -> PathBuf {
+        self.directory.join("sizes").join(hex)
+    }
+
+    pub(crate) fn accounts(&self, manifest: &Digest) -> PathBuf {
+        self.directory.join("accounts").join(manifest.hex())
     }
 
     pub(crate) fn block(&self, manifest: &Digest, extension: &str) -> PathBuf {
@@ -185,7 +201,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Makes a rename in `directory` survive a power cut.
-fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     let synced = File::open(directory).and_then(|opened| opened.sync_all());
     synced.map_err(|e| Error::io("write", directory, e))
 }

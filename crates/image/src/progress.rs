@@ -6,17 +6,21 @@ use std::io::{self, Read};
 pub enum Step {
     /// Blobs are copied into the store and verified. Counted in bytes as they are stored.
     Copy,
+    /// Layers are read to find out what they leave. Counted in bytes as they are stored.
+    Read,
     /// Layers are unpacked into the tree. Counted in bytes as they are stored.
     Unpack,
-    /// The block image is being made. Not counted: the total is unknown.
+    /// The block image is being made. Counted like [`Step::Unpack`] when it is made of the layers; else the total is
+    /// unknown.
     Build,
 }
 
 impl Step {
-    /// The step as a word that finishes "image …": `copying`, `unpacking`, `building`.
+    /// The step as a word that finishes "image …": `copying`, `reading`, `unpacking`, `building`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Copy => "copying",
+            Self::Read => "reading",
             Self::Unpack => "unpacking",
             Self::Build => "building",
         }

@@ -76,7 +76,7 @@ fn template(layout: &Layout, size: u64, reaper: Option<&Reaper>) -> Result<File>
     command.args(["-O", "^resize_inode"]);
     command.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"]);
     command.arg(argument(temporary.path()));
-    tool::run(&mut command, reaper)?;
+    tool::run(command, reaper)?;
     file.set_permissions(Permissions::from_mode(0o444)).and_then(|()| file.sync_all()).map_err(at)?;
     temporary.publish(&path)?;
     open_if_there(&path)?.ok_or_else(|| Error::io("open", &path, io::ErrorKind::NotFound))

@@ -1,4 +1,4 @@
-use std::io::BufReader;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,17 +7,18 @@ use beta9_sys::reaper::Reaper;
 use beta9_types::{Digest, ImageReference};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
 
-use crate::apply::{Applier, Limits};
-use crate::blobs::{Blobs, Digesting, parse_document};
-use crate::block::{self, BlockFormat, BlockImage};
-use crate::compression::decompressed;
-use crate::image::{Image, Layer};
+use crate::ahead::read_layers;
+use crate::apply::{Applier, Destination, Limits, Spent, read_layer};
+use crate::blobs::{Blobs, parse_document};
+use crate::block::{self, BlockFormat, BlockImage, Source};
+use crate::image::{Documents, Image, Layer};
 use crate::index::{self, Record};
 use crate::layout::Layout;
 use crate::lock::Lock;
-use crate::progress::{Meter, Metered, Progress, Step, Unwatched};
+use crate::merge::{Copier, Form, Index, Indexer};
+use crate::progress::{Meter, Progress, Step, Unwatched};
 use crate::source::{self, Target};
-use crate::{Error, ErrorKind, Result, scratch};
+use crate::{Error, ErrorKind, Result, scratch, squashfs, tool};
 
 /// The images of one machine. Cheap to clone; several processes may use one directory at the same time.
 ///
@@ -79,6 +80,7 @@ impl Store {
     /// images is searched for the name.
     pub fn import(&self, path: &Path, reference: Option<&ImageReference>) -> Result<Image> {
         let started = Instant::now();
+        let _lease = Lock::shared(&self.layout.lock("content"))?;
         let target = Target { layout: &self.layout, limits: self.limits, progress: &*self.progress };
         let imported = source::import(&target, path, reference)?;
         let record = Record {
@@ -97,9 +99,13 @@ impl Store {
     /// The image of that name.
     pub fn get(&self, reference: &ImageReference) -> Result<Image> {
         let records = index::read(&self.layout)?;
-        let wanted = source::familiar_reference(reference);
-        let found =
-            records.iter().find(|record| record.reference == *reference || record.reference == wanted);
+        let is_named = |record: &&Record| record.reference == *reference;
+        let digest = reference.digest();
+        // A tag of the same name that stands for this very content serves as well.
+        let is_meant = |record: &&Record| {
+            digest.as_ref() == Some(&record.manifest) && record.reference.name() == reference.name()
+        };
+        let found = records.iter().find(is_named).or_else(|| records.iter().find(is_meant));
         self.load(found.ok_or_else(|| self.not_found(reference.as_str()))?)
     }
 
@@ -154,14 +160,7 @@ impl Store {
         let started = Instant::now();
         let temporary = self.layout.temporary_directory()?;
         let mut applier = Applier::new(temporary.path(), self.limits)?;
-        let total = image.layers.iter().map(|layer| layer.size).sum();
-        let mut meter = Meter::start(&*self.progress, Step::Unpack, Some(total));
-        for layer in &image.layers {
-            self.unpack(&mut applier, layer, &mut meter).map_err(|e| {
-                let message = format!("cannot unpack image {}", image.reference);
-                Error::caused(e.kind(), message, e)
-            })?;
-        }
+        self.read(image, Step::Unpack, &mut applier)?;
         applier.finish()?;
         temporary.publish_tree(&place)?;
         let elapsed_ms = started.elapsed().as_millis();
@@ -169,52 +168,105 @@ impl Store {
         Ok(place)
     }
 
-    fn unpack(&self, applier: &mut Applier, layer: &Layer, meter: &mut Meter<'_>) -> Result<()> {
-        let blob = self.blobs().open(&layer.digest)?;
-        let reader = BufReader::with_capacity(256 << 10, Metered { reader: blob, meter });
-        let plain = decompressed(reader).map_err(|e| {
-            Error::stream(ErrorKind::Invalid, format!("cannot read the layer {}", layer.digest), e)
-        })?;
-        let mut plain = Digesting::new(plain);
-        applier.layer(&mut plain)?;
-        let found = plain.finish();
-        if found == layer.diff_id {
-            return Ok(());
-        }
-        let message = format!(
-            "layer {} decompresses to {found} where the image says {}; import the image again",
-            layer.digest, layer.diff_id
-        );
-        Err(Error::new(ErrorKind::Mismatch, message))
-    }
-
-    /// The image's root file system as one read-only file: made once, from the tree, shared by all.
+    /// The image's root file system as one read-only file: made once, shared by all. It is made of the layers where a
+    /// program is installed that can, else of the tree.
     pub fn block(&self, image: &Image) -> Result<BlockImage> {
         if let Some(found) = self.existing_block(image) {
             return Ok(found);
         }
-        let tree = self.tree(image)?;
         let _builder = Lock::exclusive(&self.layout.lock(&format!("block-{}", image.digest.hex())))?;
         if let Some(found) = self.existing_block(image) {
             return Ok(found);
         }
         let started = Instant::now();
-        let (format, program) = block::choose(&self.formats)?;
+        let context = |e: Error| {
+            let message = format!("cannot make a block image of {}", image.reference);
+            Error::caused(e.kind(), message, e)
+        };
+        let makers = block::makers(&self.formats, self.reaper.as_ref())?;
+        let streams = makers.iter().any(|maker| maker.source != Source::Tree);
+        let index = if streams { Some(self.index(image)?) } else { None };
+        let chosen = index.as_ref().and_then(|index| block::choose(&makers, index)).or(makers.first());
+        let Some(maker) = chosen else { return Err(self.not_found(image.reference.as_str())) };
         let temporary = self.layout.temporary_directory()?;
         let output = temporary.path().join("image");
-        let _meter = Meter::start(&*self.progress, Step::Build, None);
-        block::build((format, &program), &tree, &output, &image.digest, self.reaper.as_ref()).map_err(
-            |e| {
-                let message = format!("cannot make a block image of {}", image.reference);
-                Error::caused(e.kind(), message, e)
-            },
-        )?;
+        match (maker.source, &index) {
+            (Source::Stream(form), Some(index)) => {
+                let command = block::from_stream(maker, &output, &image.digest, index.root());
+                let feed = |pipe| self.merge(image, index, form, pipe);
+                tool::run_fed(command, self.reaper.as_ref(), feed).map_err(context)?;
+                if form == Form::Squashfs {
+                    squashfs::set_root_time(&output, index.root().modified).map_err(context)?;
+                }
+                self.write_accounts(image, index)?;
+            }
+            _ => {
+                let tree = self.tree(image)?;
+                let _meter = Meter::start(&*self.progress, Step::Build, None);
+                let reaper = self.reaper.as_ref();
+                block::from_tree(maker, &tree, &output, &image.digest, reaper).map_err(context)?;
+            }
+        }
+        let (format, program) = (maker.format, maker.program.display());
         let path = self.layout.block(&image.digest, format.as_str());
         temporary.publish_file(&output, &path)?;
         let elapsed_ms = started.elapsed().as_millis();
-        let program = program.display();
         tracing::info!(image = %image.reference, digest = %image.digest, %program, elapsed_ms, "block image made");
         Ok(BlockImage { path, format })
+    }
+
+    /// A directory that has the image's `etc/passwd` and `etc/group`, if the image has them: all that is needed to look up
+    /// a user. It is a part of what [`Store::block`] makes, or else the unpacked tree.
+    pub fn accounts(&self, image: &Image) -> Result<PathBuf> {
+        for place in [self.layout.tree(&image.digest), self.layout.accounts(&image.digest)] {
+            if place.is_dir() {
+                return Ok(place);
+            }
+        }
+        self.tree(image)
+    }
+
+    fn write_accounts(&self, image: &Image, index: &Index) -> Result<()> {
+        let place = self.layout.accounts(&image.digest);
+        let Some(accounts) = index.accounts() else { return Ok(()) };
+        if place.is_dir() {
+            return Ok(());
+        }
+        let temporary = self.layout.temporary_directory()?;
+        let directory = temporary.path().join("etc");
+        fs::create_dir(&directory).map_err(|e| Error::io("create", &directory, e))?;
+        for (path, contents) in accounts {
+            let path = temporary.path().join(path);
+            fs::write(&path, contents).map_err(|e| Error::io("write", &path, e))?;
+        }
+        temporary.publish_tree(&place)
+    }
+
+    /// Reads the layers, and keeps what they leave but the contents.
+    fn index(&self, image: &Image) -> Result<Index> {
+        let mut indexer = Indexer::new(self.limits);
+        self.read(image, Step::Read, &mut indexer)?;
+        Ok(indexer.finish())
+    }
+
+    /// Writes the layers as one stream.
+    fn merge(&self, image: &Image, index: &Index, form: Form, to: impl std::io::Write) -> Result<()> {
+        let mut copier = Copier::start(index, to, form)?;
+        self.read(image, Step::Build, &mut copier)?;
+        copier.finish()
+    }
+
+    fn read(&self, image: &Image, step: Step, destination: &mut dyn Destination) -> Result<()> {
+        let total = image.layers.iter().map(|layer| layer.size).sum();
+        let mut meter = Meter::start(&*self.progress, step, Some(total));
+        let mut spent = Spent::new(self.limits);
+        let read = read_layers(&self.blobs(), &image.layers, &mut meter, |_, layer| {
+            read_layer(layer, &self.limits, &mut spent, destination)
+        });
+        read.map_err(|e| {
+            let message = format!("cannot unpack image {}", image.reference);
+            Error::caused(e.kind(), message, e)
+        })
     }
 
     fn existing_block(&self, image: &Image) -> Option<BlockImage> {
@@ -229,11 +281,36 @@ impl Store {
         scratch::create_in(&self.layout, destination, size, self.reaper.as_ref())
     }
 
-    fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: &self.layout, max_layer: self.limits.bytes }
+    /// The image's own documents.
+    pub fn documents(&self, image: &Image) -> Result<Documents> {
+        let manifest = self.blobs().document(&image.digest)?;
+        let parsed: ImageManifest = parse_document(&manifest, "the image's manifest")?;
+        let config = self.blobs().document(&source::digest_of(parsed.config())?)?;
+        Ok(Documents { manifest, config })
     }
 
-    fn load(&self, record: &Record) -> Result<Image> {
+    /// A blob of an image, verified when it was stored.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        self.blobs().open(digest)
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn progress(&self) -> &dyn Progress {
+        &*self.progress
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(crate) fn blobs(&self) -> Blobs<'_> {
+        Blobs { layout: &self.layout, limits: self.limits }
+    }
+
+    pub(crate) fn load(&self, record: &Record) -> Result<Image> {
         let bytes = self.blobs().document(&record.manifest)?;
         let manifest: ImageManifest = parse_document(&bytes, "the image's manifest")?;
         let digest = |descriptor: &oci_spec::image::Descriptor| {
@@ -258,9 +335,20 @@ impl Store {
         })
     }
 
+    /// The blobs that an image needs: its manifest, its configuration and its layers.
+    pub(crate) fn needed_by(&self, manifest: &Digest) -> Result<Vec<Digest>> {
+        let bytes = self.blobs().document(manifest)?;
+        let parsed: ImageManifest = parse_document(&bytes, "the image's manifest")?;
+        let mut needed = vec![manifest.clone(), source::digest_of(parsed.config())?];
+        for layer in parsed.layers() {
+            needed.push(source::digest_of(layer)?);
+        }
+        Ok(needed)
+    }
+
     fn not_found(&self, what: &str) -> Error {
         let message = format!(
-            "image {what} is not in {}; import it with `beta9-worker image import`",
+            "image {what} is not in {}; pull it, or import it with `beta9-worker image import`",
             self.directory().display()
         );
         Error::new(ErrorKind::NotFound, message)

@@ -229,9 +229,10 @@ pub(crate) struct Record {
     pub(crate) value: Vec<u8>,
 }
 
-/// The last record of that key: a later one replaces an earlier one (POSIX, pax).
+/// The last record of that key: a later one replaces an earlier one, and an empty one takes it away (POSIX, pax).
 pub(crate) fn value<'r>(records: &'r [Record], key: &str) -> Option<&'r [u8]> {
-    records.iter().rev().find(|record| record.key == key.as_bytes()).map(|record| record.value.as_slice())
+    let last = records.iter().rev().find(|record| record.key == key.as_bytes());
+    last.map(|record| record.value.as_slice()).filter(|value| !value.is_empty())
 }
 
 fn records(mut data: &[u8]) -> Result<Vec<Record>> {

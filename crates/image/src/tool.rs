@@ -1,7 +1,7 @@
 //! Programs that make file systems: found, run with a deadline, and quoted when they fail.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{PipeWriter, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,27 +39,73 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 /// Runs a program to its end. It gets no input, its output is dropped, and a failure quotes what it said last.
 ///
 /// In a process that has a [`Reaper`] no one else may wait for a child, so it must be given.
-pub(crate) fn run(command: &mut Command, reaper: Option<&Reaper>) -> Result<()> {
+pub(crate) fn run(command: Command, reaper: Option<&Reaper>) -> Result<()> {
+    run_to_end(command, Stdio::null(), reaper)
+}
+
+/// Runs a program to its end, and hands it what `feed` writes, on a thread of its own.
+///
+/// A program that ends early breaks the pipe, which ends `feed`; then the program's own failure is told.
+pub(crate) fn run_fed(
+    command: Command,
+    reaper: Option<&Reaper>,
+    feed: impl FnOnce(PipeWriter) -> Result<()> + Send,
+) -> Result<()> {
+    let failed = |e: std::io::Error| Error::caused(ErrorKind::Tool, "cannot make a pipe for a program", e);
+    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    // Only fewer switches between two processes depend on it.
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20);
+    std::thread::scope(|scope| {
+        let feeder = scope.spawn(|| feed(writer));
+        let ran = run_to_end(command, reader.into(), reaper);
+        let fed = match feeder.join() {
+            Ok(fed) => fed,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        match (ran, fed) {
+            (Ok(()), fed) => fed,
+            // What ended the feeder before the program is the cause of both.
+            (Err(_), Err(fed)) if fed.kind() != ErrorKind::Io => Err(fed),
+            (Err(ran), _) => Err(ran),
+        }
+    })
+}
+
+/// What a program prints when it is called like that; nothing if it cannot be run. Its exit code does not matter.
+pub(crate) fn says(program: &Path, argument: &str, reaper: Option<&Reaper>) -> String {
+    let mut command = Command::new(program);
+    command.arg(argument).stdin(Stdio::null());
+    let Ok(memory) = rustix::fs::memfd_create("tool-says", MemfdFlags::CLOEXEC) else { return String::new() };
+    let mut said = File::from(memory);
+    let (Ok(out), Ok(err)) = (said.try_clone(), said.try_clone()) else { return String::new() };
+    command.stdout(out).stderr(err);
+    let ran = wait_for(command, reaper);
+    let mut bytes = Vec::new();
+    match ran.and_then(|_| said.rewind()).and_then(|()| said.take(MAX_SAID).read_to_end(&mut bytes)) {
+        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+fn run_to_end(mut command: Command, input: Stdio, reaper: Option<&Reaper>) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |e: std::io::Error| Error::caused(ErrorKind::Tool, format!("cannot run {name}"), e);
     let memory = rustix::fs::memfd_create("tool-errors", MemfdFlags::CLOEXEC);
     let mut errors = File::from(memory.map_err(|e| failed(e.into()))?);
     let stderr = errors.try_clone().map_err(failed)?;
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).env("LC_ALL", "C");
-    // This thread waits for the child, so it outlives it.
-    command.die_with_parent();
+    command.stdin(input).stdout(Stdio::null()).stderr(stderr);
     let started = Instant::now();
-    let exit = match reaper {
-        Some(reaper) => run_reaped(command, reaper),
-        None => run_alone(command),
-    };
-    match exit.map_err(failed)? {
+    match wait_for(command, reaper).map_err(failed)? {
         Some(ChildExit::Code(0)) => {
             tracing::debug!(program = name, elapsed_ms = started.elapsed().as_millis(), "tool finished");
             Ok(())
         }
         Some(ChildExit::Code(code)) => {
-            Err(Error::new(ErrorKind::Tool, format!("{name} failed with code {code}{}", tail(&mut errors))))
+            let said = tail(&mut errors);
+            // As the C library words it, whatever the program makes of it.
+            let is_full = said.contains("No space left on device") || said.contains("Disk quota exceeded");
+            let kind = if is_full { ErrorKind::Full } else { ErrorKind::Tool };
+            Err(Error::new(kind, format!("{name} failed with code {code}{said}")))
         }
         Some(ChildExit::Signal(signal)) => {
             let message = format!("{name} was killed by signal {signal}{}", tail(&mut errors));
@@ -72,13 +118,28 @@ pub(crate) fn run(command: &mut Command, reaper: Option<&Reaper>) -> Result<()> 
     }
 }
 
+/// Waits for a program's end. Our end of its input is gone as soon as it runs.
+fn wait_for(mut command: Command, reaper: Option<&Reaper>) -> std::io::Result<Option<ChildExit>> {
+    command.env("LC_ALL", "C");
+    // This thread waits for the child, so it outlives it.
+    command.die_with_parent();
+    match reaper {
+        Some(reaper) => run_reaped(command, reaper),
+        None => run_alone(command),
+    }
+}
+
+/// Most of a program's output that is looked at.
+const MAX_SAID: u64 = 256 << 10;
+
 /// `None` when the deadline passed.
-fn run_reaped(command: &mut Command, reaper: &Reaper) -> std::io::Result<Option<ChildExit>> {
+fn run_reaped(mut command: Command, reaper: &Reaper) -> std::io::Result<Option<ChildExit>> {
     let (sender, exits) = sync_channel(1);
-    let spawned = reaper.spawn(command, move |exit| {
+    let spawned = reaper.spawn(&mut command, move |exit| {
         // The receiver is gone when the deadline has passed.
         let _ = sender.send(exit);
     })?;
+    drop(command);
     match exits.recv_timeout(DEADLINE) {
         Ok(exit) => Ok(Some(exit)),
         Err(RecvTimeoutError::Timeout) => {
@@ -89,8 +150,9 @@ fn run_reaped(command: &mut Command, reaper: &Reaper) -> std::io::Result<Option<
     }
 }
 
-fn run_alone(command: &mut Command) -> std::io::Result<Option<ChildExit>> {
+fn run_alone(mut command: Command) -> std::io::Result<Option<ChildExit>> {
     let mut child = command.spawn()?;
+    drop(command);
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
     let end = Instant::now() + DEADLINE;
     let in_time = loop {
@@ -146,21 +208,46 @@ pub(crate) fn argument(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
+    fn command(line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        command
+    }
+
     #[test]
     fn a_failure_quotes_the_program() {
-        let error =
-            run(Command::new("sh").args(["-c", "echo one >&2; echo two >&2; exit 3"]), None).unwrap_err();
+        let error = run(command("echo one >&2; echo two >&2; exit 3"), None).unwrap_err();
         assert_eq!(error.to_string(), "sh failed with code 3, saying: one; two");
         assert_eq!(error.kind(), ErrorKind::Tool);
-        let error = run(Command::new("sh").args(["-c", "kill -9 $$"]), None).unwrap_err();
+        let error = run(command("kill -9 $$"), None).unwrap_err();
         assert_eq!(error.to_string(), "sh was killed by signal 9");
     }
 
     #[test]
     fn a_program_runs_under_a_reaper_too() {
         let reaper = Reaper::start().unwrap();
-        run(&mut Command::new("true"), Some(&reaper)).unwrap();
-        let error = run(Command::new("sh").args(["-c", "exit 4"]), Some(&reaper)).unwrap_err();
+        run(command("true"), Some(&reaper)).unwrap();
+        let error = run(command("exit 4"), Some(&reaper)).unwrap_err();
         assert_eq!(error.to_string(), "sh failed with code 4");
+        assert_eq!(says(Path::new("/bin/echo"), "hello", Some(&reaper)), "hello\n");
+    }
+
+    #[test]
+    fn a_program_is_fed_and_its_early_end_is_told() {
+        use std::io::Write;
+        let endless = |mut pipe: PipeWriter| loop {
+            pipe.write_all(&[0; 4096]).map_err(|e| Error::caused(ErrorKind::Io, "cannot write", e))?;
+        };
+        run_fed(command("test $(wc -c) = 5"), None, |mut pipe| {
+            pipe.write_all(b"12345").map_err(|e| Error::caused(ErrorKind::Io, "cannot write", e))
+        })
+        .unwrap();
+        let error =
+            run_fed(command("head -c 9 >/dev/null; echo enough >&2; exit 1"), None, endless).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed with code 1, saying: enough");
+        // A feeder that fails is what is told, whatever the program made of half a stream.
+        let bad = |_| Err(Error::new(ErrorKind::Invalid, "no"));
+        assert_eq!(run_fed(command("cat; exit 1"), None, bad).unwrap_err().to_string(), "no");
+        assert_eq!(run_fed(command("cat"), None, bad).unwrap_err().to_string(), "no");
     }
 }

@@ -6,40 +6,11 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use beta9_image::{BlockFormat, ErrorKind, Store, scratch};
+use common::mounted::Mounted;
 use common::{assert_same, installed, pack, root_fs};
 use tempfile::TempDir;
-
-/// A file system mounted until the end of a test.
-struct Mounted {
-    at: TempDir,
-}
-
-impl Mounted {
-    /// `None`, with the reason printed, where loop mounts are not possible.
-    fn mount(image: &Path, format: &str, options: &str) -> Option<Self> {
-        let at = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", format, "-o", &format!("loop,{options}")])
-            .args([image, at.path()])
-            .output()
-            .unwrap();
-        if mounted.status.success() {
-            return Some(Self { at });
-        }
-        println!("skipped: cannot mount {format}: {}", String::from_utf8_lossy(&mounted.stderr).trim());
-        None
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.at.path()).status().unwrap();
-        assert!(status.success() || std::thread::panicking(), "the test's mount is left behind");
-    }
-}
 
 fn imported() -> (TempDir, PathBuf, Store, beta9_image::Image) {
     let directory = tempfile::tempdir().unwrap();
@@ -62,7 +33,7 @@ fn holds_the_tree(format: BlockFormat) {
     let Some(mounted) = Mounted::mount(&block.path, format.as_str(), "ro") else { return };
     if format == BlockFormat::Ext4 {
         // mke2fs makes one directory that the tree does not have; a read-only mount cannot remove it.
-        let found = common::snapshot(mounted.at.path());
+        let found = common::snapshot(mounted.path());
         let wanted = common::snapshot(&root);
         let extra: Vec<_> = found.keys().filter(|path| !wanted.contains_key(*path)).collect();
         assert_eq!(extra, [Path::new("lost+found")]);
@@ -74,7 +45,7 @@ fn holds_the_tree(format: BlockFormat) {
         }
         return;
     }
-    assert_same(mounted.at.path(), &root);
+    assert_same(mounted.path(), &root);
 }
 
 #[test]
@@ -118,12 +89,12 @@ fn a_scratch_disk_is_an_empty_file_system_that_takes_no_space() {
     assert!(found.blocks() * 512 < 16 << 20, "takes {} KiB", found.blocks() / 2);
     common::run("e2fsck", &[&"-fn", &second]);
     if let Some(mounted) = Mounted::mount(&second, "ext4", "rw") {
-        fs::write(mounted.at.path().join("file"), "written").unwrap();
+        fs::write(mounted.path().join("file"), "written").unwrap();
     }
     // Another VM's disk is another file.
     if let Some(mounted) = Mounted::mount(&first, "ext4", "rw") {
-        assert!(!mounted.at.path().join("file").exists());
-        let space = rustix::fs::statvfs(mounted.at.path()).unwrap();
+        assert!(!mounted.path().join("file").exists());
+        let space = rustix::fs::statvfs(mounted.path()).unwrap();
         // The kernel keeps 4096 blocks for itself; root's five percent would be more.
         assert!(space.f_bfree - space.f_bavail <= 4096, "blocks are held back");
     }

@@ -49,7 +49,7 @@ fn eight_callers_share_one_tree_and_one_block_image() {
                 let store = Store::open(&directory.path().join("store")).unwrap();
                 let store = store.with_progress(move |step: Step, done: u64, _: Option<u64>| match step {
                     Step::Unpack if done == 0 => drop(started[0].fetch_add(1, Ordering::SeqCst)),
-                    Step::Build => drop(started[1].fetch_add(1, Ordering::SeqCst)),
+                    Step::Build if done == 0 => drop(started[1].fetch_add(1, Ordering::SeqCst)),
                     _ => {}
                 });
                 let (barrier, image) = (&barrier, &image);

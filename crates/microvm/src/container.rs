@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use beta9_runtime::{Container, Error, ErrorKind, Operations, Result, SignalTarget, Signals};
+use beta9_runtime::{
+    Container, Error, ErrorKind, ExecRequest, Execution, Operations, Processes, Result, SignalTarget, Signals,
+};
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{ContainerId, Exit};
+use beta9_types::{ContainerId, ExecId, Exit, TerminalSize};
 use rustix::process::Pid;
 
 use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
+use crate::guest_spec::{Stdin, refuse_unsupported_process, translate_process};
 use crate::operations::GuestOperations;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Exec, ExecExit, Sandbox};
 use crate::share::Share;
 use crate::sizing::VmSize;
 
@@ -66,6 +69,10 @@ impl Container for MicrovmContainer {
         Arc::new(GuestOperations { sandbox, cgroup, size: self.size })
     }
 
+    fn processes(&self) -> Arc<dyn Processes> {
+        Arc::new(GuestProcesses { sandbox: self.sandbox.clone() })
+    }
+
     async fn delete(&mut self) -> Result<()> {
         let mut stopped = self.sandbox.stop().await;
         if let Some(share) = &self.share {
@@ -97,9 +104,63 @@ struct GuestSignals {
 #[async_trait]
 impl Signals for GuestSignals {
     async fn send(&self, number: i32, target: SignalTarget) -> Result<()> {
-        if !(1..=64).contains(&number) {
-            return Err(Error::new(ErrorKind::Unsupported, format!("there is no signal {number}")));
-        }
+        check_signal(number)?;
         self.sandbox.signal(number, target).await
+    }
+}
+
+fn check_signal(number: i32) -> Result<()> {
+    if (1..=64).contains(&number) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Unsupported, format!("there is no signal {number}")))
+}
+
+struct GuestProcesses {
+    sandbox: Sandbox,
+}
+
+#[async_trait]
+impl Processes for GuestProcesses {
+    async fn exec(&self, request: ExecRequest) -> Result<Arc<dyn Execution>> {
+        let ExecRequest { id, process, stdio } = request;
+        refuse_unsupported_process(&process)?;
+        let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
+        let mut process = translate_process(&process, stdin)?;
+        process.terminal = stdio.terminal;
+        let exit = self.sandbox.exec(Exec { id: id.clone(), process, stdio }).await?;
+        Ok(Arc::new(GuestExecution { sandbox: self.sandbox.clone(), id, exit }))
+    }
+
+    async fn resize(&self, size: TerminalSize) -> Result<()> {
+        self.sandbox.resize(None, size).await
+    }
+}
+
+struct GuestExecution {
+    sandbox: Sandbox,
+    id: ExecId,
+    exit: ExecExit,
+}
+
+#[async_trait]
+impl Execution for GuestExecution {
+    async fn exit(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let told = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+        // Closed without an exit: the container has ended, and the guest kills all of it then.
+        told.unwrap_or_else(|| Exit {
+            message: Some("it was killed with its container".to_owned()),
+            ..Exit::signaled(9)
+        })
+    }
+
+    async fn signal(&self, number: i32) -> Result<()> {
+        check_signal(number)?;
+        self.sandbox.signal_exec(self.id.clone(), number).await
+    }
+
+    async fn resize(&self, size: TerminalSize) -> Result<()> {
+        self.sandbox.resize(Some(self.id.clone()), size).await
     }
 }

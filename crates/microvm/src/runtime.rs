@@ -132,9 +132,10 @@ impl Microvm {
         root: RootDisk,
         size: VmSize,
     ) -> Result<MicrovmContainer> {
-        let CreateRequest { id, spec, mounts, stdio, cgroup, marks, .. } = request;
+        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
-        let guest_spec = translate(&spec, &mounts, stdin)?;
+        let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
+        guest_spec.process.terminal = stdio.terminal;
         let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
         let listeners = Listeners::bind(&directory)?;
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
@@ -159,6 +160,21 @@ impl Microvm {
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)
+    }
+}
+
+/// Gives a VM its place among its competitors on the host.
+fn compete(cgroup: &Cgroup, spec: &Spec) {
+    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else { return };
+    let shares = resources.cpu().as_ref().and_then(|cpu| cpu.shares());
+    let reserved = resources.memory().as_ref().and_then(|memory| memory.reservation());
+    let set = [
+        shares.map(|shares| cgroup.share_cpu(shares)),
+        reserved.and_then(|bytes| u64::try_from(bytes).ok()).map(|bytes| cgroup.reserve_memory(bytes)),
+    ];
+    for failed in set.into_iter().flatten().filter_map(std::result::Result::err) {
+        let error: &dyn std::error::Error = &failed;
+        tracing::warn!(error, "a microvm runs without a setting of its cgroup");
     }
 }
 
@@ -231,6 +247,7 @@ impl Runtime for Microvm {
         let (id, cgroup) = (request.id.clone(), request.cgroup.clone());
         let directory = VmDirectory::create(self.root(), &id)?;
         self.limit(&cgroup, size);
+        compete(&cgroup, &request.spec);
         let path = directory.path().to_owned();
         match self.build(request, directory, drives, root, size).await {
             Ok(container) => Ok(Box::new(container)),

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use beta9_runtime::{Container, Error, ErrorKind, Operations, Result, SignalTarget, Signals};
+use beta9_runtime::{Container, Error, ErrorKind, Operations, Processes, Result, SignalTarget, Signals};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::{ChildExit, Reaper};
 use beta9_types::{BindMount, ContainerId, Exit, RuntimeKind};
 use rustix::process::{Pid, Signal};
 use tokio::sync::watch;
 
+use crate::exec::OciProcesses;
 use crate::operations::{OciOperations, View, directory_view};
 use crate::program::{Files, Program};
+use crate::terminal::Terminal;
 
 /// How long killed processes may take to leave their cgroup.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -43,6 +45,7 @@ pub(crate) struct OciContainer {
     pub(crate) mounts: Vec<BindMount>,
     pub(crate) ended: watch::Receiver<Option<ChildExit>>,
     pub(crate) verdict: Option<Exit>,
+    pub(crate) terminal: Option<Arc<Terminal>>,
 }
 
 impl OciContainer {
@@ -57,19 +60,24 @@ impl OciContainer {
 
     fn judge(&self, exit: ChildExit) -> Exit {
         let oom = self.cgroup.oom_kills() > 0;
-        let exit = match exit {
-            // gVisor's sandbox cannot die of its container's signal, so it returns 128+n instead.
-            ChildExit::Code(code @ 129..=LAST_SIGNAL_CODE) if self.oom == OomRule::Sandbox => {
-                Exit::signaled(code - 128)
-            }
-            ChildExit::Code(code) => Exit::exited(code),
-            ChildExit::Signal(number) => Exit::signaled(number),
-        };
+        let exit = exit_of(exit, self.oom);
         match self.oom {
             OomRule::Sandbox if oom => Exit::oom(),
             OomRule::ProcessInContainer if oom && exit.code == 137 => Exit::oom(),
             _ => exit,
         }
+    }
+}
+
+/// What the end of the adopted process says about the container's.
+pub(crate) fn exit_of(exit: ChildExit, rule: OomRule) -> Exit {
+    match exit {
+        // gVisor's sandbox cannot die of its container's signal, so it returns 128+n instead.
+        ChildExit::Code(code @ 129..=LAST_SIGNAL_CODE) if rule == OomRule::Sandbox => {
+            Exit::signaled(code - 128)
+        }
+        ChildExit::Code(code) => Exit::exited(code),
+        ChildExit::Signal(number) => Exit::signaled(number),
     }
 }
 
@@ -122,6 +130,17 @@ impl Container for OciContainer {
             files: self.files.clone(),
             cgroup: self.cgroup.clone(),
             view,
+        })
+    }
+
+    fn processes(&self) -> Arc<dyn Processes> {
+        Arc::new(OciProcesses {
+            id: self.id.clone(),
+            program: self.program.clone(),
+            reaper: self.reaper.clone(),
+            files: self.files.clone(),
+            oom: self.oom,
+            terminal: self.terminal.clone(),
         })
     }
 

@@ -14,11 +14,13 @@
 //! The container's output never mixes with the program's own messages: those are read from its `--log` file.
 
 mod container;
+mod exec;
 mod gvisor;
 mod operations;
 mod overlay;
 mod program;
 mod runc;
+mod terminal;
 
 pub use gvisor::{GVISOR_CAPABILITIES, Gvisor};
 pub use overlay::mount_volumes;

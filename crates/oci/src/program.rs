@@ -16,6 +16,9 @@ use rustix::process::{Pid, Signal};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
+use crate::exec::ExecFiles;
+use crate::terminal::{ConsoleSocket, Terminal};
+
 /// No subcommand takes longer on a machine that works; gVisor's start under emulation is the slowest.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -30,6 +33,14 @@ const MAX_MESSAGE: usize = 2000;
 pub(crate) struct Program {
     pub(crate) bin: PathBuf,
     pub(crate) global: Vec<OsString>,
+}
+
+/// What an `exec` has beside a process and its streams.
+pub(crate) struct ExecOptions {
+    /// Where a terminal is sent, if the process has one.
+    pub(crate) console: Option<ConsoleSocket>,
+    /// Whether the program is to say which number the process has in the container.
+    pub(crate) tells_inside_pid: bool,
 }
 
 /// Where one container's files for the program are.
@@ -51,38 +62,99 @@ impl Files {
         self.dir.join("oci.pid")
     }
 
+    pub(crate) fn console(&self) -> PathBuf {
+        self.dir.join("console.sock")
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn bundle(&self) -> PathBuf {
         self.dir.join("bundle")
     }
 }
 
 impl Program {
-    /// `create`: the container's streams become the program's own, which the container inherits.
+    /// `create`: the container's streams become the program's own, which the container inherits, or it makes a terminal.
     pub(crate) async fn create(
         &self,
         reaper: &Reaper,
         id: &ContainerId,
         files: &Files,
         stdio: ContainerStdio,
-    ) -> Result<Pid> {
-        let mut command = self.command(files);
-        command
-            .arg("create")
-            .arg("--bundle")
-            .arg(files.bundle())
-            .arg("--pid-file")
-            .arg(files.pid())
-            .arg(id.as_str());
-        command.stdin(stdio.stdin.map_or_else(Stdio::null, |fd: OwnedFd| fd.into()));
-        command.stdout(stdio.stdout).stderr(stdio.stderr);
-        let exit = self.run(reaper, command, "create").await?;
-        if !exit.success() {
-            return Err(self.failure("create", &files.log()));
+    ) -> Result<(Pid, Option<Terminal>)> {
+        let console = match stdio.terminal {
+            Some(_) => Some(ConsoleSocket::bind(&files.console())?),
+            None => None,
+        };
+        let mut command = self.command(&files.log());
+        command.arg("create").arg("--bundle").arg(files.bundle()).arg("--pid-file").arg(files.pid());
+        if let Some(console) = &console {
+            command.arg("--console-socket").arg(console.path());
         }
-        let text = std::fs::read_to_string(files.pid()).unwrap_or_default();
-        text.trim().parse().ok().and_then(Pid::from_raw).ok_or_else(|| {
-            Error::new(ErrorKind::Failed, format!("{} wrote no process id after create", self.bin.display()))
-        })
+        command.arg(id.as_str());
+        self.start(reaper, command, "create", &files.log(), &files.pid(), stdio, console).await
+    }
+
+    /// `exec`: the same for another process of a container that runs.
+    pub(crate) async fn exec(
+        &self,
+        reaper: &Reaper,
+        id: &ContainerId,
+        files: &ExecFiles,
+        stdio: ContainerStdio,
+        options: ExecOptions,
+    ) -> Result<(Pid, Option<Terminal>)> {
+        let ExecOptions { console, tells_inside_pid } = options;
+        let mut command = self.command(&files.log());
+        command.args(["exec", "--detach", "--process"]).arg(files.process());
+        command.arg("--pid-file").arg(files.pid());
+        if tells_inside_pid {
+            command.arg("--internal-pid-file").arg(files.inside_pid());
+        }
+        if let Some(console) = &console {
+            command.arg("--console-socket").arg(console.path());
+        }
+        command.arg(id.as_str());
+        self.start(reaper, command, "exec", &files.log(), &files.pid(), stdio, console).await
+    }
+
+    /// Runs a subcommand that leaves a process behind, and returns that process.
+    #[expect(clippy::too_many_arguments, reason = "what its two callers have in common")]
+    async fn start(
+        &self,
+        reaper: &Reaper,
+        mut command: Command,
+        subcommand: &str,
+        log: &Path,
+        pid: &Path,
+        stdio: ContainerStdio,
+        console: Option<ConsoleSocket>,
+    ) -> Result<(Pid, Option<Terminal>)> {
+        let stdio = if console.is_some() {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            Some(stdio)
+        } else {
+            command.stdin(stdio.stdin.map_or_else(Stdio::null, |fd: OwnedFd| fd.into()));
+            command.stdout(stdio.stdout).stderr(stdio.stderr);
+            None
+        };
+        let exit = self.run(reaper, command, subcommand).await?;
+        if !exit.success() {
+            return Err(self.failure(subcommand, log));
+        }
+        // It waits in the socket.
+        let terminal = match (stdio, console) {
+            (Some(stdio), Some(console)) => Some(Terminal::start(console.receive().await?, stdio)?),
+            _ => None,
+        };
+        let text = std::fs::read_to_string(pid).unwrap_or_default();
+        let pid = text.trim().parse().ok().and_then(Pid::from_raw).ok_or_else(|| {
+            let text = format!("{} wrote no process id after {subcommand}", self.bin.display());
+            Error::new(ErrorKind::Failed, text)
+        })?;
+        Ok((pid, terminal))
     }
 
     /// Any subcommand that says what went wrong on its stderr.
@@ -93,7 +165,7 @@ impl Program {
         subcommand: &str,
         args: &[&str],
     ) -> Result<()> {
-        let mut command = self.command(files);
+        let mut command = self.command(&files.log());
         command.arg(subcommand).args(args).stdin(Stdio::null()).stdout(Stdio::null());
         let said = files.dir.join("oci.stderr");
         let output = File::create(&said)
@@ -111,7 +183,7 @@ impl Program {
         subcommand: &str,
         args: &[&str],
     ) -> Result<Vec<u8>> {
-        let mut command = self.command(files);
+        let mut command = self.command(&files.log());
         command.arg(subcommand).args(args).stdin(Stdio::null());
         // Without names, because several may be under way at once.
         let nameless = || tempfile(&files.dir);
@@ -124,9 +196,9 @@ impl Program {
         if exit.success() { read_all(answer) } else { Err(self.complaint(subcommand, &read_all(said)?)) }
     }
 
-    fn command(&self, files: &Files) -> Command {
+    fn command(&self, log: &Path) -> Command {
         let mut command = Command::new(&self.bin);
-        command.args(&self.global).arg("--log").arg(files.log()).args(["--log-format", "json"]);
+        command.args(&self.global).arg("--log").arg(log).args(["--log-format", "json"]);
         command
     }
 

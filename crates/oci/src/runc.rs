@@ -1,6 +1,7 @@
 //! Containers on the host's kernel, by `runc` or another program with its command line.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use beta9_runtime::{
@@ -103,10 +104,11 @@ pub(crate) async fn create(
     spec.save(&config)
         .map_err(|e| Error::caused(ErrorKind::Failed, format!("write {}", config.display()), e))?;
     match program.create(reaper, &id, &files, stdio).await {
-        Ok(pid) => {
+        Ok((pid, terminal)) => {
             marks.reach(Phase::Created);
             let ended = OciContainer::watch_exit(reaper, pid);
             let reaper = reaper.clone();
+            let (terminal, verdict) = (terminal.map(Arc::new), None);
             Ok(Box::new(OciContainer {
                 id,
                 program,
@@ -118,7 +120,8 @@ pub(crate) async fn create(
                 root,
                 mounts,
                 ended,
-                verdict: None,
+                verdict,
+                terminal,
             }))
         }
         Err(error) => {

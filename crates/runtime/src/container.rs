@@ -5,10 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind};
+use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
 use oci_spec::runtime::Spec;
 
-use crate::{Capabilities, Operations, Result};
+use crate::{Capabilities, Operations, Processes, Result};
 
 /// A way of isolating containers.
 #[async_trait]
@@ -50,6 +50,9 @@ pub trait Container: Send + Sync {
 
     /// A handle to operate it with while somebody else waits for the exit.
     fn operations(&self) -> Arc<dyn Operations>;
+
+    /// A handle to start and reach other processes with while somebody else waits for the exit.
+    fn processes(&self) -> Arc<dyn Processes>;
 
     /// Gives back everything the container holds. Ends it if it still runs. May be repeated.
     async fn delete(&mut self) -> Result<()>;
@@ -116,14 +119,18 @@ pub struct CreateRequest {
     pub marks: Marks,
 }
 
-/// The container's ends of its streams. Dropping them is end-of-file for whoever holds the other ends.
+/// The container's ends of its streams, or of those of one more process of it. Dropping them is end-of-file for whoever
+/// holds the other ends.
 pub struct ContainerStdio {
     /// Read by the container; `/dev/null` where absent.
     pub stdin: Option<OwnedFd>,
     /// Written by the container.
     pub stdout: OwnedFd,
-    /// Written by the container.
+    /// Written by the container; by nobody where it has a terminal.
     pub stderr: OwnedFd,
+    /// The process has a terminal of this size, which the runtime makes: what is written to `stdin` is typed there, and
+    /// what appears there comes out of `stdout`.
+    pub terminal: Option<TerminalSize>,
 }
 
 /// The timeline of a container's start. Cheap to clone; every clone writes to the same line.

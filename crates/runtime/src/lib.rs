@@ -13,6 +13,7 @@ mod capabilities;
 mod container;
 mod error;
 mod operations;
+mod process;
 
 pub use capabilities::Capabilities;
 pub use container::{
@@ -21,3 +22,4 @@ pub use container::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use operations::Operations;
+pub use process::{ExecRequest, Execution, Processes};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use beta9_types::{ExecId, TerminalSize};
+use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -10,14 +12,13 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result};
-use crate::operate::{Answer, CHUNK, Copy, Operation, Piece, Refusal};
-use crate::protocol::{Reply, Request, Until, Update, codec};
+use crate::operate::{Answer, CHUNK, Copy, CopyPiece, Operation, Refusal};
+use crate::protocol::{AttachFrom, ExecSpec, Input, Piece, Reads, Reply, Request, Until, Update, codec};
 
 /// A supervisor answers from memory; slower means stuck.
 const DEADLINE: Duration = Duration::from_secs(10);
-
 /// What it has to ask its runtime takes longer, also with a deadline of its own.
-const RUNTIME_DEADLINE: Duration = Duration::from_secs(120);
+const RUNTIME_DEADLINE: Duration = Duration::from_secs(90);
 
 type Connection = Framed<UnixStream, LengthDelimitedCodec>;
 
@@ -35,7 +36,17 @@ impl Supervisor {
 
     /// Sends signal `number` to the main process, or to `all` processes.
     pub async fn signal(&self, number: i32, all: bool) -> Result<()> {
-        self.ask(&Request::Signal { number, all }).await.map(drop)
+        self.ask(&Request::Signal { number, all, exec: None }).await.map(drop)
+    }
+
+    /// Sends signal `number` to a process that [`exec`](Self::exec) started.
+    pub async fn signal_exec(&self, exec: ExecId, number: i32) -> Result<()> {
+        self.ask(&Request::Signal { number, all: false, exec: Some(exec) }).await.map(drop)
+    }
+
+    /// Changes the size of the terminal of the main process, or of one that [`exec`](Self::exec) started.
+    pub async fn resize(&self, exec: Option<ExecId>, size: TerminalSize) -> Result<()> {
+        self.ask(&Request::Resize { exec, size }).await.map(drop)
     }
 
     /// Has the container stopped: SIGTERM, and SIGKILL after `grace`. Returns at once.
@@ -46,18 +57,20 @@ impl Supervisor {
 
     /// A stream of every change from now on, the present state first.
     pub async fn watch(&self, until: Until) -> Result<Updates> {
-        Ok(Updates { connection: self.ask(&Request::Watch { until }).await? })
+        Ok(Updates { connection: self.ask(&Request::Watch { until }).await?.0 })
     }
 
-    /// Takes the container's stdin. Refused when it has none or somebody else has it.
-    pub async fn stdin(&self) -> Result<StdinSender> {
-        Ok(StdinSender { connection: self.ask(&Request::Stdin).await? })
+    /// Takes part in the container's streams. The first number is the position of the log's first piece.
+    pub async fn attach(&self, from: AttachFrom, stdin: bool) -> Result<(u64, SessionInput, SessionOutput)> {
+        let (connection, reply) = self.ask(&Request::Attach { from, stdin }).await?;
+        let (input, output) = session(connection);
+        Ok((position(&reply), input, output))
     }
 
     /// Does something with the running container.
     pub async fn operate(&self, operation: Operation) -> Result<std::result::Result<Answer, Refusal>> {
         let request = Request::Operate { operation };
-        let (_, reply) = self.converse(&request, RUNTIME_DEADLINE).await?;
+        let (_, reply) = self.ask_within(&request, RUNTIME_DEADLINE).await?;
         match reply {
             Reply::Operated { outcome } => Ok(outcome),
             _ => Err(Error::new(ErrorKind::Refused, "the supervisor answered something else")),
@@ -66,7 +79,7 @@ impl Supervisor {
 
     /// Begins to copy files.
     pub async fn copy(&self, files: Copy) -> Result<std::result::Result<CopyStream, Refusal>> {
-        let (connection, reply) = self.converse(&Request::Copy { files }, DEADLINE).await?;
+        let (connection, reply) = self.ask_within(&Request::Copy { files }, DEADLINE).await?;
         match reply {
             Reply::Operated { outcome: Err(refusal) } => Ok(Err(refusal)),
             Reply::Ok => Ok(Ok(CopyStream { connection })),
@@ -74,11 +87,31 @@ impl Supervisor {
         }
     }
 
-    async fn ask(&self, request: &Request) -> Result<Connection> {
-        self.converse(request, DEADLINE).await.map(|(connection, _)| connection)
+    /// Reads the log from a position on, or from the first that is kept, which is the number.
+    pub async fn logs(&self, from: u64, reads: Reads) -> Result<(u64, SessionOutput)> {
+        let (connection, reply) = self.ask(&Request::Logs { from, reads }).await?;
+        let (input, output) = session(connection);
+        Ok((position(&reply), SessionOutput { _input: Some(input), ..output }))
     }
 
-    async fn converse(&self, request: &Request, deadline: Duration) -> Result<(Connection, Reply)> {
+    /// Starts another process; returns when it runs, or says which exit code stands for the failure.
+    pub async fn exec(
+        &self,
+        spec: ExecSpec,
+    ) -> Result<std::result::Result<(SessionInput, SessionOutput), ExecFailure>> {
+        let (connection, reply) = self.ask_within(&Request::Exec(Box::new(spec)), RUNTIME_DEADLINE).await?;
+        Ok(match reply {
+            Reply::ExecFailed { code, message } => Err(ExecFailure { code, message }),
+            _ => Ok(session(connection)),
+        })
+    }
+
+    async fn ask(&self, request: &Request) -> Result<(Connection, Reply)> {
+        let slow = matches!(request, Request::Signal { .. } | Request::Resize { .. });
+        self.ask_within(request, if slow { RUNTIME_DEADLINE } else { DEADLINE }).await
+    }
+
+    async fn ask_within(&self, request: &Request, deadline: Duration) -> Result<(Connection, Reply)> {
         let exchange = async {
             let directory = self.directory.open().map_err(|e| self.gone(e))?;
             let path = self.directory.short_socket_path(&directory);
@@ -120,32 +153,59 @@ impl Updates {
     }
 }
 
-/// The container's stdin.
-#[derive(Debug)]
-pub struct StdinSender {
-    connection: Connection,
+/// A process that could not be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecFailure {
+    /// The exit code that stands for it: 125, 126 or 127.
+    pub code: u8,
+    /// What was tried and what went wrong.
+    pub message: String,
 }
 
-impl StdinSender {
+fn position(reply: &Reply) -> u64 {
+    match reply {
+        Reply::Log { position } => *position,
+        _ => 0,
+    }
+}
+
+fn session(connection: Connection) -> (SessionInput, SessionOutput) {
+    let (sink, stream) = connection.split();
+    (SessionInput { sink }, SessionOutput { stream, _input: None })
+}
+
+/// What is sent to a container that one is attached to, or to a process that one has started. Dropping it ends nothing;
+/// dropping it and the output is leaving.
+#[derive(Debug)]
+pub struct SessionInput {
+    sink: SplitSink<Connection, Bytes>,
+}
+
+impl SessionInput {
     /// Longest piece that is sent in one frame.
     const PIECE: usize = 64 << 10;
 
-    /// Sends bytes. An error means that the container takes no more, which ends no container.
+    /// Sends bytes to stdin.
     pub async fn send(&mut self, data: &[u8]) -> Result<()> {
         for piece in data.chunks(Self::PIECE) {
-            self.frame(Bytes::copy_from_slice(piece)).await?;
+            self.frame(&Input::Stdin(Bytes::copy_from_slice(piece))).await?;
         }
         Ok(())
     }
 
     /// End-of-file.
-    pub async fn close(mut self) -> Result<()> {
-        self.frame(Bytes::new()).await
+    pub async fn end(&mut self) -> Result<()> {
+        self.frame(&Input::End).await
     }
 
-    async fn frame(&mut self, bytes: Bytes) -> Result<()> {
-        self.connection
-            .send(bytes)
+    /// Leaves, with stdin open for the next.
+    pub async fn detach(&mut self) -> Result<()> {
+        self.frame(&Input::Detach).await
+    }
+
+    async fn frame(&mut self, input: &Input) -> Result<()> {
+        self.sink
+            .send(input.encode())
             .await
             .map_err(|e| Error::caused(ErrorKind::Gone, "the container takes no more input", e))
     }
@@ -162,10 +222,10 @@ impl CopyStream {
     pub async fn next(&mut self) -> Result<std::result::Result<Option<Bytes>, Refusal>> {
         let broken = || Error::new(ErrorKind::Gone, "the copy was cut off; the container may have ended");
         let Some(Ok(frame)) = self.connection.next().await else { return Err(broken()) };
-        match Piece::decode(frame.freeze()) {
-            Some(Piece::Data(bytes)) => Ok(Ok(Some(bytes))),
-            Some(Piece::Done) => Ok(Ok(None)),
-            Some(Piece::Failed(refusal)) => Ok(Err(refusal)),
+        match CopyPiece::decode(frame.freeze()) {
+            Some(CopyPiece::Data(bytes)) => Ok(Ok(Some(bytes))),
+            Some(CopyPiece::Done) => Ok(Ok(None)),
+            Some(CopyPiece::Failed(refusal)) => Ok(Err(refusal)),
             _ => Err(broken()),
         }
     }
@@ -173,19 +233,39 @@ impl CopyStream {
     /// Sends a part of an archive that goes in. That it is not taken is explained by [`next`](Self::next).
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(CHUNK) {
-            self.piece(&Piece::Data(Bytes::copy_from_slice(piece))).await?;
+            self.piece(&CopyPiece::Data(Bytes::copy_from_slice(piece))).await?;
         }
         Ok(())
     }
 
     /// Says that the archive is whole.
     pub async fn end(&mut self) -> Result<()> {
-        self.piece(&Piece::End).await
+        self.piece(&CopyPiece::End).await
     }
 
-    async fn piece(&mut self, piece: &Piece) -> Result<()> {
+    async fn piece(&mut self, piece: &CopyPiece) -> Result<()> {
         let sent = self.connection.send(piece.encode()).await;
         sent.map_err(|e| Error::caused(ErrorKind::Gone, "the copy takes no more", e))
+    }
+}
+
+/// What comes from a container that one is attached to, or from a process that one has started.
+#[derive(Debug)]
+pub struct SessionOutput {
+    stream: SplitStream<Connection>,
+    /// Where there is no input: the half without which the connection would be closed.
+    _input: Option<SessionInput>,
+}
+
+impl SessionOutput {
+    /// The next piece; `None` when the connection was cut off or, after the last piece, closed.
+    pub async fn next(&mut self) -> Result<Option<Piece>> {
+        match self.stream.next().await {
+            Some(Ok(frame)) => Piece::decode(frame.freeze())
+                .map(Some)
+                .ok_or_else(|| Error::new(ErrorKind::Refused, "the supervisor sent something unknown")),
+            Some(Err(_)) | None => Ok(None),
+        }
     }
 }
 

@@ -9,8 +9,9 @@
 //!   config.json       the OCI runtime spec, before the runtime adapts it
 //!   state.json        where the container is in its life; replaced atomically by the supervisor
 //!   log               stdout and stderr, one entry per line or piece, in the CRI log format
+//!   log.<position>    the same, what came before; the oldest are thrown away
 //!   supervisor.lock   held for as long as the supervisor lives: the proof that it does
-//!   supervisor.sock   signals, stop, stdin, and a stream of state changes
+//!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
 //!   upper/ work/ rootfs/ scratch.ext4   the writable layer
 //! ```
@@ -23,11 +24,13 @@
 //! A verdict is written before the clean-up and announced after it: whoever reads `exited` from the socket knows that
 //! nothing of the container is left, and a supervisor that dies in between loses no exit code.
 //!
-//! The supervisor never waits for a client: output goes to the log, and clients read the log at their own pace.
+//! The container never waits for a client: output goes to the log, and clients read the log at their own pace.
 
+mod attach;
 mod client;
 mod directory;
 mod error;
+mod exec;
 mod life;
 mod lock;
 mod log;
@@ -35,20 +38,21 @@ mod operate;
 mod protocol;
 mod record;
 mod recover;
+mod restart;
 mod rootfs;
 mod runtimes;
 mod server;
 mod stdio;
 mod stopped;
 
-pub use client::{CopyStream, StdinSender, Supervisor, Updates};
+pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
 pub use error::{Error, ErrorKind, Result};
 pub use life::{cgroup_oci_path, supervise};
 pub use lock::{Liveness, liveness};
-pub use log::{LogEntry, LogReader, Stream};
+pub use log::{LogEntry, LogFiles, LogParser, Stream, timestamp};
 pub use operate::{Answer, Copy, Operation, Refusal};
-pub use protocol::{Until, Update};
+pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
 pub use stopped::copy_stopped;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_runtime::{
@@ -11,30 +11,34 @@ use beta9_runtime::{
 };
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
-use beta9_types::{ContainerId, ContainerState, Exit, Phase};
+use beta9_types::{ContainerId, ContainerState, Exit, Phase, TerminalSize};
 use oci_spec::runtime::Spec;
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
+use crate::attach::Reserved;
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::exec::Execs;
 use crate::lock::try_lock;
 use crate::log::{LogWriter, Stream};
 use crate::operate::{self, Answer, Ask, Operation, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
+use crate::restart::Restarts;
 use crate::server::{Command, Server};
-use crate::stdio::{self, HostStdio, SharedLog, Stdin};
+use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
 use crate::{recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
 pub(crate) const READY: &str = "ready\n";
 
 const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
-const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
 
 /// Bytes still in the pipes when the process is gone are read within this time.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,6 +76,7 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
     runtime.block_on(async {
         match state.state {
             ContainerState::Created => live(directory, record, &reaper).await,
+            ContainerState::Exited(_) if state.cleaned => live(directory, record, &reaper).await,
             _ => recover::clean_up(&directory, &record, state, &reaper).await,
         }
     })
@@ -80,38 +85,54 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
 async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
     let marks = Marks::default();
     marks.reach(Phase::SupervisorStarted);
-    let starting = StateFile { state: ContainerState::Starting, cleaned: false, marks: marks.all() };
+    let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
+    let starting = StateFile { cleaned: false, ..starting };
     starting.write(&directory)?;
-    let (updates, watcher) = watch::channel(Update { state: starting, log_bytes: 0 });
+    let (updates, watcher) = watch::channel(Update { state: starting });
     let (commands, inbox) = mpsc::channel(16);
-    let log = SharedLog::new(LogWriter::create(&directory.log())?, updates.clone());
+    let log = SharedLog::new(LogWriter::create(&directory.log(), record.log)?);
     let stdin = if record.request.stdin { Stdin::Open } else { Stdin::Null };
-    let (container_stdio, host_stdio) =
-        stdio::open(stdin).map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
-    let HostStdio { stdin, stdout, stderr } = host_stdio;
+    let terminal = record.request.terminal;
+    let (first, first_stdin) = Streams::open(stdin, terminal, &log)
+        .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
+    // Behind what an earlier start wrote.
+    let reserved = Reserved::at(record.request.attach.then(|| log.newest()));
+    let execs = Arc::new(Execs::default());
 
     stop_on_terminate(commands.clone())?;
     let server = Arc::new(Server {
         commands,
         updates: watcher,
-        stdin: Mutex::new(stdin),
+        stdin: Arc::new(Input::open(first_stdin, terminal)),
+        log: log.clone(),
+        reserved: Arc::clone(&reserved),
+        attached: TaskTracker::new(),
+        execs: Arc::clone(&execs),
         end_was_seen: Notify::new(),
     });
     let (open, closing) = oneshot::channel();
     let serving = tokio::spawn(Arc::clone(&server).run(listen(&directory)?, closing));
     announce_ready();
 
-    let mut pumps = JoinSet::new();
-    pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
-    pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
-
     let cgroup = cgroup(&record.id);
     let runtime = runtimes::build(record.runtime, &record.settings, reaper)
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
-    let mut life = Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper: reaper.clone() };
-    life.run(container_stdio, pumps, log).await;
+    let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
+    let mut life =
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+    // What clients write goes to the latest start.
+    let again = || {
+        log.keep();
+        let (streams, input) = Streams::open(stdin, terminal, &log)?;
+        server.stdin.reopen(input);
+        Ok(streams)
+    };
+    life.run(first, again, &log).await;
+    // Whoever ran the container may not have attached yet when it was quick; then its output is here and nowhere else.
+    let _ = timeout(LINGER, reserved.gone()).await;
+    drop(reserved.take());
     if life.record.request.auto_remove {
-        // Whoever ran the container may not have attached yet when it was quick.
+        // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
         recover::forget(&life.directory, &life.record);
     }
@@ -160,6 +181,27 @@ fn announce_ready() {
     let _ = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush());
 }
 
+/// The streams of one start of a container: its own ends, and what moves the rest into the log.
+struct Streams {
+    container: ContainerStdio,
+    pumps: JoinSet<()>,
+}
+
+impl Streams {
+    /// Opens them. Returns our end of stdin, too.
+    fn open(
+        stdin: Stdin,
+        terminal: Option<TerminalSize>,
+        log: &SharedLog,
+    ) -> std::io::Result<(Self, Option<pipe::Sender>)> {
+        let (container, HostStdio { stdin, stdout, stderr }) = stdio::open(stdin, terminal)?;
+        let mut pumps = JoinSet::new();
+        pumps.spawn(stdio::pump(stdout, Stream::Stdout, log.clone()));
+        pumps.spawn(stdio::pump(stderr, Stream::Stderr, log.clone()));
+        Ok((Self { container, pumps }, stdin))
+    }
+}
+
 /// The task that owns the container. Nobody else touches its runtime or its state.
 struct Life {
     directory: ContainerDirectory,
@@ -170,11 +212,47 @@ struct Life {
     cgroup: Cgroup,
     runtime: Box<dyn Runtime>,
     reaper: Reaper,
+    restarts: Restarts,
+    execs: Arc<Execs>,
 }
 
 impl Life {
-    async fn run(&mut self, stdio: ContainerStdio, pumps: JoinSet<()>, log: SharedLog) {
-        let (mut container, exit) = match self.start(stdio).await {
+    /// From the first start to the end that no policy follows.
+    async fn run(&mut self, first: Streams, again: impl Fn() -> std::io::Result<Streams>, log: &SharedLog) {
+        let mut streams = first;
+        loop {
+            let began = Instant::now();
+            let exit = self.run_once(streams, log, began).await;
+            let exit = match exit {
+                Ended::Over(exit) => exit,
+                Ended::Again(exit, pause) => {
+                    if self.pause(pause).await {
+                        self.marks = Marks::default();
+                        self.publish(ContainerState::Starting, false);
+                        match again() {
+                            Ok(opened) => {
+                                streams = opened;
+                                continue;
+                            }
+                            Err(error) => {
+                                let text = format!("make the container's pipes: {error}");
+                                Exit::start_failed(Exit::OUR_FAILURE, text)
+                            }
+                        }
+                    } else {
+                        exit
+                    }
+                }
+            };
+            self.marks.reach(Phase::Cleaned);
+            return self.publish(ContainerState::Exited(exit), true);
+        }
+    }
+
+    /// One start, to its end and to the last of what it held.
+    async fn run_once(&mut self, streams: Streams, log: &SharedLog, began: Instant) -> Ended {
+        let Streams { container, pumps } = streams;
+        let (mut container, exit) = match self.start(container).await {
             Ok(mut container) => {
                 let exit = self.watch_over(container.as_mut()).await;
                 (Some(container), exit)
@@ -185,12 +263,49 @@ impl Life {
             }
         };
         self.marks.reach(Phase::Exited);
+        let pause = self.restarts.next(&exit, began.elapsed());
         // The verdict is on disk before the clean-up starts: a crash from here on loses no exit code.
-        self.publish(ContainerState::Exited(exit.clone()), false);
+        match pause {
+            Some(_) => self.publish(ContainerState::Restarting(exit.clone()), false),
+            None => self.publish(ContainerState::Exited(exit.clone()), false),
+        }
         drain(pumps).await;
+        self.execs.close().await;
         self.give_back(container.as_deref_mut()).await;
-        self.marks.reach(Phase::Cleaned);
-        self.publish(ContainerState::Exited(exit), true);
+        match pause {
+            Some(pause) => Ended::Again(exit, pause),
+            None => Ended::Over(exit),
+        }
+    }
+
+    /// Waits before another start; `false` when somebody wants the container's end instead.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(end) => return true,
+                command = next_command(&mut self.inbox) => match command {
+                    Command::Signal { number, done, .. } if !self.ends(number) => {
+                        let _ = done.send(Err("the container is about to be started again".to_owned()));
+                    }
+                    Command::Signal { done, .. } => {
+                        self.restarts.stop();
+                        let _ = done.send(Ok(()));
+                        return false;
+                    }
+                    Command::Ask(ask) => refuse(ask),
+                    Command::Stop { .. } => {
+                        self.restarts.stop();
+                        return false;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether a signal asks for the container's end, after which no policy starts it again.
+    fn ends(&self, number: i32) -> bool {
+        number == SIGKILL || number == self.record.stop_signal.get()
     }
 
     /// Creates and starts the container, unless somebody stops it first.
@@ -213,11 +328,13 @@ impl Life {
                         let _ = done.send(Err("the container has not started yet".to_owned()));
                     }
                     Command::Signal { done, .. } => {
+                        self.restarts.stop();
                         let _ = done.send(Ok(()));
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
                     }
                     Command::Ask(ask) => refuse(ask),
                     Command::Stop { .. } => {
+                        self.restarts.stop();
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
                     }
                 },
@@ -226,6 +343,7 @@ impl Life {
         match started {
             Ok(container) => {
                 self.marks.reach(Phase::Running);
+                self.execs.open(container.processes());
                 self.publish(ContainerState::Running { pid: container.pid() }, false);
                 Ok(container)
             }
@@ -255,6 +373,9 @@ impl Life {
                 }
                 command = next_command(&mut self.inbox) => match command {
                     Command::Signal { number, all, done } => {
+                        if self.ends(number) {
+                            self.restarts.stop();
+                        }
                         let target = if all { SignalTarget::All } else { SignalTarget::Main };
                         let thaw = (number == SIGKILL).then(|| self.thaw(&operations)).flatten();
                         let sending = send(number, target);
@@ -272,8 +393,10 @@ impl Life {
                         });
                     }
                     Command::Stop { grace } => {
+                        self.restarts.stop();
+                        let number = self.record.stop_signal.get();
                         let thaw = self.thaw(&operations);
-                        let (sending, again) = (send(SIGTERM, SignalTarget::Main), send(SIGTERM, SignalTarget::Main));
+                        let (sending, again) = (send(number, SignalTarget::Main), send(number, SignalTarget::Main));
                         sends.spawn(async move {
                             let sent = sending.await;
                             if let Some(thaw) = thaw {
@@ -348,12 +471,25 @@ impl Life {
     }
 
     fn publish(&self, state: ContainerState, cleaned: bool) {
-        let state = StateFile { state, cleaned, marks: self.marks.all() };
+        let state = StateFile {
+            state,
+            cleaned,
+            marks: self.marks.all(),
+            restarts: self.restarts.count(),
+            stopped: self.restarts.is_stopped(),
+        };
         if let Err(error) = state.write(&self.directory) {
             tracing::error!(error = chain(&error), "container state could not be recorded");
         }
         self.updates.send_modify(|update| update.state = state);
     }
+}
+
+/// How one start of a container came to its end.
+enum Ended {
+    Over(Exit),
+    /// It is started again after a pause.
+    Again(Exit, Duration),
 }
 
 /// When patience with a container that was told to stop ends.

@@ -134,7 +134,7 @@ pub(crate) fn refusal(operation: &Operation, state: &ContainerState, is_changing
 
 /// What follows on a connection that copies. Its first byte says what a frame is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Piece {
+pub(crate) enum CopyPiece {
     /// A part of the archive.
     Data(Bytes),
     /// The archive is whole.
@@ -145,7 +145,7 @@ pub(crate) enum Piece {
     Failed(Refusal),
 }
 
-impl Piece {
+impl CopyPiece {
     pub(crate) fn encode(&self) -> Bytes {
         let (kind, body) = match self {
             Self::Data(bytes) => (0, bytes.clone()),
@@ -191,7 +191,7 @@ pub(crate) async fn copy(connection: Connection, operations: Arc<dyn Operations>
                         if count == 0 {
                             return Ok::<_, io::Error>(());
                         }
-                        sink.send(Piece::Data(Bytes::copy_from_slice(&buffer[..count])).encode()).await?;
+                        sink.send(CopyPiece::Data(Bytes::copy_from_slice(&buffer[..count])).encode()).await?;
                     }
                 };
                 match tokio::join!(copying, sending) {
@@ -208,8 +208,8 @@ pub(crate) async fn copy(connection: Connection, operations: Arc<dyn Operations>
                     let Ok(mut to) = pipe::Sender::from_owned_fd(to) else { return };
                     // A connection that ends without `End` cuts the archive off, which whoever unpacks it sees.
                     while let Some(Ok(frame)) = frames.next().await {
-                        match Piece::decode(frame.freeze()) {
-                            Some(Piece::Data(bytes)) if to.write_all(&bytes).await.is_ok() => {}
+                        match CopyPiece::decode(frame.freeze()) {
+                            Some(CopyPiece::Data(bytes)) if to.write_all(&bytes).await.is_ok() => {}
                             _ => return,
                         }
                     }
@@ -225,8 +225,8 @@ pub(crate) async fn copy(connection: Connection, operations: Arc<dyn Operations>
         },
     };
     let last = match verdict {
-        Ok(()) => Piece::Done,
-        Err(refusal) => Piece::Failed(refusal),
+        Ok(()) => CopyPiece::Done,
+        Err(refusal) => CopyPiece::Failed(refusal),
     };
     let _ = sink.send(last.encode()).await;
     let _ = sink.close().await;
@@ -245,11 +245,16 @@ mod tests {
     #[test]
     fn pieces_survive_their_frames() {
         let failed = Refusal { is_missing: true, message: "no such file".to_owned() };
-        for piece in [Piece::Data(Bytes::from_static(b"x")), Piece::End, Piece::Done, Piece::Failed(failed)] {
-            assert_eq!(Piece::decode(piece.encode()), Some(piece));
+        for piece in [
+            CopyPiece::Data(Bytes::from_static(b"x")),
+            CopyPiece::End,
+            CopyPiece::Done,
+            CopyPiece::Failed(failed),
+        ] {
+            assert_eq!(CopyPiece::decode(piece.encode()), Some(piece));
         }
         for bad in [&b""[..], b"\x09", b"\x01x", b"\x03{"] {
-            assert_eq!(Piece::decode(Bytes::copy_from_slice(bad)), None);
+            assert_eq!(CopyPiece::decode(Bytes::copy_from_slice(bad)), None);
         }
     }
 

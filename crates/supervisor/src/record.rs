@@ -1,9 +1,10 @@
 //! What is known of a container: the record that the worker writes once, and the state that the supervisor keeps.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Digest, Phase, PhaseMark, RuntimeChoice};
-use beta9_types::{RuntimeKind, RuntimeSettings};
+use beta9_types::{ContainerId, ContainerRequest, ContainerState, Digest, LogLimits, Phase, PhaseMark};
+use beta9_types::{RuntimeChoice, RuntimeKind, RuntimeSettings, SignalNumber};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::{ContainerDirectory, read_json, write_json};
@@ -33,8 +34,31 @@ pub struct Record {
     pub args: Vec<String>,
     /// Where the image's content is on this host.
     pub rootfs: RootfsSource,
+    /// The image's content as a tree, in which users are looked up.
+    #[serde(default)]
+    pub tree: PathBuf,
     /// When the request was accepted, microseconds since the Unix epoch.
     pub created_us: u64,
+    /// How much of its output is kept.
+    #[serde(default)]
+    pub log: LogLimits,
+    /// The image's and the caller's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What asks the container to end.
+    #[serde(default = "default_stop_signal")]
+    pub stop_signal: SignalNumber,
+    /// Seconds between that signal and SIGKILL.
+    #[serde(default = "default_stop_timeout")]
+    pub stop_timeout: u32,
+}
+
+fn default_stop_signal() -> SignalNumber {
+    SignalNumber::TERM
+}
+
+fn default_stop_timeout() -> u32 {
+    10
 }
 
 /// An image's content in the form that the runtime takes.
@@ -79,14 +103,20 @@ pub struct StateFile {
     pub state: ContainerState,
     /// Whether everything it held has been given back. Meaningful once it exited.
     pub cleaned: bool,
-    /// The timeline so far.
+    /// The timeline so far, of the latest start.
     pub marks: Vec<PhaseMark>,
+    /// How often its policy has started it again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Whether somebody asked for its end, after which no policy starts it again.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 impl StateFile {
     /// The state of a container for which nothing has been started.
     pub fn created() -> Self {
-        Self { state: ContainerState::Created, cleaned: true, marks: Vec::new() }
+        Self { state: ContainerState::Created, cleaned: true, marks: Vec::new(), restarts: 0, stopped: false }
     }
 
     /// Reads a container's state; absent means that it was only created.

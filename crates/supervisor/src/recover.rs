@@ -79,7 +79,9 @@ pub fn forget(directory: &ContainerDirectory, record: &Record) {
     {
         tracing::error!(container = %record.id, error = error.chain(), "logs of a failed start could not be removed");
     }
-    if let Some(name) = &record.request.name
+    // Somebody may have renamed it since the record was read.
+    let current = Record::read(directory).ok().flatten();
+    if let Some(name) = &current.as_ref().unwrap_or(record).request.name
         && let Some(root) = directory.path().parent().and_then(Path::parent)
     {
         let _ = fs::remove_file(root.join("names").join(name.as_ref()));

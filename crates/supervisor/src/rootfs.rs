@@ -26,9 +26,16 @@ pub(crate) fn prepare(
         RootfsSource::Tree(tree) => overlay(directory, tree).map(Rootfs::Directory),
         RootfsSource::Block { image, format, store } => {
             let scratch = directory.path().join("scratch.ext4");
-            Store::open(store)
-                .and_then(|store| store.with_reaper(reaper.clone()).create_scratch(&scratch, SCRATCH_BYTES))
-                .map_err(|e| Error::caused(ErrorKind::Failed, "make the container's writable layer", e))?;
+            // One that is started again finds what it wrote.
+            if !scratch.exists() {
+                Store::open(store)
+                    .and_then(|store| {
+                        store.with_reaper(reaper.clone()).create_scratch(&scratch, SCRATCH_BYTES)
+                    })
+                    .map_err(|e| {
+                        Error::caused(ErrorKind::Failed, "make the container's writable layer", e)
+                    })?;
+            }
             Ok(Rootfs::Block { image: image.clone(), format: format.clone(), scratch: Some(scratch) })
         }
     }

@@ -1,23 +1,25 @@
 //! The supervisor's end of its socket.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::task::TaskTracker;
 
+use crate::attach::Reserved;
+use crate::exec::Execs;
 use crate::operate::{self, Ask, Copy, Operation, Refusal};
 use crate::protocol::{Reply, Request, Until, Update, codec};
+use crate::stdio::{Input, SharedLog};
 
-/// Clients served at once. The worker holds two or three per attached user.
-const MAX_CLIENTS: usize = 128;
+/// Clients served at once. The worker holds one or two per attached user and per process that was executed.
+const MAX_CLIENTS: usize = 2048;
 /// A client that connects says at once what it wants.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long watchers may take to read the last update.
@@ -36,8 +38,16 @@ pub(crate) enum Command {
 pub(crate) struct Server {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) updates: watch::Receiver<Update>,
-    /// The container's stdin, for the first client that asks for it.
-    pub(crate) stdin: Mutex<Option<pipe::Sender>>,
+    /// The container's stdin.
+    pub(crate) stdin: Arc<Input>,
+    /// The container's output.
+    pub(crate) log: SharedLog,
+    /// The output's beginning, for the first client that attaches.
+    pub(crate) reserved: Arc<Reserved>,
+    /// Clients that are attached to the container.
+    pub(crate) attached: TaskTracker,
+    /// The container's other processes.
+    pub(crate) execs: Arc<Execs>,
     /// Told when a watcher has been sent the container's end.
     pub(crate) end_was_seen: Notify,
 }
@@ -72,6 +82,9 @@ impl Server {
         }
         drop(listener);
         let _ = tokio::time::timeout(FAREWELL, async { while clients.join_next().await.is_some() {} }).await;
+        // Output that is only here is kept for who is attached; how long is decided there.
+        self.attached.close();
+        self.attached.wait().await;
     }
 
     async fn serve(&self, mut connection: Connection) {
@@ -79,7 +92,15 @@ impl Server {
             return;
         };
         match serde_json::from_slice(&body) {
-            Ok(Request::Signal { number, all }) => {
+            Ok(Request::Signal { number, exec: Some(exec), .. }) => {
+                let reply = answer(self.execs.signal(&exec, number).await);
+                let _ = send(&mut connection, &reply).await;
+            }
+            Ok(Request::Resize { exec, size }) => {
+                let reply = answer(self.execs.resize(exec.as_ref(), size).await);
+                let _ = send(&mut connection, &reply).await;
+            }
+            Ok(Request::Signal { number, all, exec: None }) => {
                 let (done, answer) = oneshot::channel();
                 let sent = self.commands.send(Command::Signal { number, all, done }).await;
                 let reply = match (sent, answer.await) {
@@ -96,9 +117,14 @@ impl Server {
                 let _ = send(&mut connection, &Reply::Ok).await;
             }
             Ok(Request::Watch { until }) => self.watch(connection, until).await,
-            Ok(Request::Stdin) => self.feed(connection).await,
             Ok(Request::Operate { operation }) => self.operate(connection, operation).await,
             Ok(Request::Copy { files }) => self.copy(connection, files).await,
+            Ok(Request::Logs { from, reads }) => self.logs(connection, from, reads).await,
+            Ok(Request::Attach { from, stdin }) => {
+                let _attached = self.attached.token();
+                self.attach(connection, from, stdin).await;
+            }
+            Ok(Request::Exec(spec)) => self.execs.serve(connection, *spec).await,
             Err(error) => {
                 let message = format!("unknown request: {error}");
                 let _ = send(&mut connection, &Reply::Refused { message }).await;
@@ -158,33 +184,16 @@ impl Server {
             }
         }
     }
+}
 
-    /// Moves a client's bytes into the container's stdin; the end of the client is the end of the input.
-    async fn feed(&self, mut connection: Connection) {
-        let Some(mut stdin) = self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            let message = "the container has no open stdin: run it with -i, and attach one client".to_owned();
-            let _ = send(&mut connection, &Reply::Refused { message }).await;
-            return;
-        };
-        if send(&mut connection, &Reply::Ok).await.is_err() {
-            return;
-        }
-        let moved = async {
-            while let Some(Ok(bytes)) = connection.next().await {
-                if bytes.is_empty() || stdin.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-        };
-        let mut gone = self.updates.clone();
-        tokio::select! {
-            () = moved => {}
-            _ = gone.wait_for(Update::is_final) => {}
-        }
+fn answer(done: Result<(), String>) -> Reply {
+    match done {
+        Ok(()) => Reply::Ok,
+        Err(message) => Reply::Refused { message },
     }
 }
 
-async fn send(connection: &mut Connection, message: &impl Serialize) -> std::io::Result<()> {
+pub(crate) async fn send(connection: &mut Connection, message: &impl Serialize) -> std::io::Result<()> {
     let body = serde_json::to_vec(message)?;
     connection.send(Bytes::from(body)).await
 }

@@ -164,6 +164,28 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Sets the group's share of CPU time among competitors: 1024 is what a group has by itself (2 to 262144).
+    pub fn share_cpu(&self, shares: u64) -> Result<()> {
+        let shares = shares.clamp(2, 262_144);
+        // v2's weights go from 1 to 10000; this is how runtimes map one to the other.
+        let weight = 1 + (shares - 2) * 9999 / 262_142;
+        self.write(
+            "cpu",
+            "cpu.shares",
+            "cpu.weight",
+            if self.is_v2() { weight } else { shares }.to_string().as_str(),
+        )
+    }
+
+    /// Memory that the group keeps when the host runs short.
+    pub fn reserve_memory(&self, bytes: u64) -> Result<()> {
+        self.write("memory", "memory.soft_limit_in_bytes", "memory.low", &bytes.to_string())
+    }
+
+    fn is_v2(&self) -> bool {
+        self.directories.iter().any(|hierarchy| hierarchy.controller.is_empty())
+    }
+
     fn write(&self, controller: &str, v1: &str, v2: &str, value: &str) -> Result<()> {
         for hierarchy in &self.directories {
             let name = if hierarchy.controller.is_empty() { v2 } else { v1 };

@@ -16,10 +16,12 @@ pub mod suite;
 mod error;
 mod processes;
 mod program;
+mod screen;
 mod site;
 mod world;
 
 pub use error::{Error, Result};
 pub use program::{Finished, Invocation, Running};
+pub use screen::Screen;
 pub use site::{Availability, Site, SiteWatch};
 pub use world::{Container, World};

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Far more than any command needs, also with a VM under emulation on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(180);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// Output of a program that has ended arrives at once; only a process that it left behind can hold its pipes.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ pub struct Invocation {
     command: Command,
     input: Input,
     deadline: Duration,
+    is_read: bool,
 }
 
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Invocation {
     pub fn new(program: impl Into<OsString>, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         let mut command = Command::new(program.into());
         command.args(args.into_iter().map(Into::into));
-        Self { command, input: Input::Null, deadline: DEADLINE }
+        Self { command, input: Input::Null, deadline: DEADLINE, is_read: true }
     }
 
     /// Sets an environment variable.
@@ -70,6 +71,17 @@ impl Invocation {
         self
     }
 
+    /// Reads nothing of its stdout until [`Running::read`].
+    pub fn unread(mut self) -> Self {
+        self.is_read = false;
+        self
+    }
+
+    /// The command itself, for whoever runs it otherwise.
+    pub(crate) fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Starts it.
     pub fn spawn(mut self) -> Result<Running> {
         let line = describe(&self.command);
@@ -84,8 +96,11 @@ impl Invocation {
             // A program that does not read all of it is no failure of the writer's.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
+        let mut unread = child.stdout.take();
+        let stdout = if self.is_read { Output::read(unread.take()) } else { Output::default() };
         Ok(Running {
-            stdout: Output::read(child.stdout.take()),
+            stdout,
+            unread,
             stderr: Output::read(child.stderr.take()),
             stdin,
             child,
@@ -112,6 +127,8 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Output,
+    /// Its stdout, while nobody reads it.
+    unread: Option<ChildStdout>,
     stderr: Output,
     line: String,
     started: Instant,
@@ -148,6 +165,18 @@ impl Running {
         )
     }
 
+    /// Begins to read the stdout that [`Invocation::unread`] left alone.
+    pub fn read(&mut self) {
+        if let Some(stdout) = self.unread.take() {
+            self.stdout = Output::read(Some(stdout));
+        }
+    }
+
+    /// Closes its stdin.
+    pub fn close_input(&mut self) {
+        self.stdin = None;
+    }
+
     /// Writes to the stdin that [`Invocation::open_input`] left open.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let stdin = self.stdin.as_mut().context("stdin is not open")?;
@@ -163,6 +192,7 @@ impl Running {
     /// Waits for its end, which its deadline brings about if nothing else does.
     pub fn finish(mut self) -> Result<Finished> {
         drop(self.stdin.take());
+        self.read();
         let left = self.deadline.saturating_sub(self.started.elapsed());
         let in_time = self.ends_within(left)?;
         if !in_time {
@@ -212,8 +242,8 @@ impl Drop for Running {
 }
 
 /// One stream as far as it was read, by a thread that reads on.
-#[derive(Debug, Clone)]
-struct Output(Arc<(Mutex<Progress>, Condvar)>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Output(Arc<(Mutex<Progress>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -222,7 +252,7 @@ struct Progress {
 }
 
 impl Output {
-    fn read(stream: Option<impl Read + Send + 'static>) -> Self {
+    pub(crate) fn read(stream: Option<impl Read + Send + 'static>) -> Self {
         let output = Self(Arc::default());
         let reader = output.clone();
         thread::spawn(move || {
@@ -243,12 +273,12 @@ impl Output {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn so_far(&self) -> Vec<u8> {
+    pub(crate) fn so_far(&self) -> Vec<u8> {
         self.lock().bytes.clone()
     }
 
     /// Whether the stream comes to hold `text` within `time`.
-    fn holds(&self, text: &[u8], time: Duration) -> bool {
+    pub(crate) fn holds(&self, text: &[u8], time: Duration) -> bool {
         let found = |read: &Progress| read.bytes.windows(text.len()).any(|window| window == text);
         self.wait(time, |read| found(read) || read.is_over);
         found(&self.lock())

@@ -91,6 +91,11 @@ impl Site {
         self.directory.path().join("files")
     }
 
+    /// PATH with the project's own tools in front.
+    pub(crate) fn path(&self) -> &std::ffi::OsStr {
+        &self.path
+    }
+
     /// Where the runtime, if it is one of microVMs, has a directory for each.
     pub fn vms(&self, runtime: RuntimeKind) -> PathBuf {
         let name = if runtime == RuntimeKind::Qemu { "qemu" } else { "fc" };

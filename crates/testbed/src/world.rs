@@ -106,6 +106,13 @@ impl<'a> World<'a> {
         Ok(container)
     }
 
+    /// `run` with a name of the story's own, not yet started, and a handle on the container that it makes.
+    pub fn prepared(&self, flags: &[&str], command: &[&str]) -> (Container<'_, 'a>, Invocation) {
+        let container = Container { world: self, name: self.name(), id: String::new() };
+        let invocation = self.named(&container.name, flags, command);
+        (container, invocation)
+    }
+
     fn named(&self, name: &str, flags: &[&str], command: &[&str]) -> Invocation {
         let mut args: Vec<OsString> =
             ["run", "--runtime", self.runtime.as_str(), "--name", name].map(Into::into).to_vec();
@@ -128,6 +135,13 @@ impl Container<'_, '_> {
     /// A command about it, such as `stop -t 1`.
     pub fn command(&self, words: &[&str]) -> Invocation {
         self.world.site.command(words.iter().chain(&[self.name.as_str()]))
+    }
+
+    /// Another command in it: `exec FLAGS… NAME COMMAND…`.
+    pub fn exec(&self, flags: &[&str], command: &[&str]) -> Invocation {
+        let name = [self.name.as_str()];
+        let words = ["exec"].iter().chain(flags).chain(&name).chain(command).copied();
+        self.world.site.command(words)
     }
 
     /// The same, run to its end.

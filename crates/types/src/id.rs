@@ -102,6 +102,16 @@ pub struct ExecId(String);
 string_newtype!(ExecId);
 
 impl ExecId {
+    /// A fresh id: 32 hex digits.
+    pub fn random() -> Self {
+        Self(ContainerId::random().0)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Checks an id given by a caller or by a guest.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         check("exec id", text)?;

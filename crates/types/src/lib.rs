@@ -8,27 +8,43 @@ mod chain;
 mod digest;
 mod exit;
 mod id;
+mod log_limits;
 mod operate;
+mod options;
+mod platform;
 mod pool_name;
+mod pull_policy;
 mod reference;
+mod registry;
 mod request;
 mod runtime_kind;
 mod settings;
 mod size;
 mod state;
+mod terminal;
 
 pub use chain::chain;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
+pub use log_limits::LogLimits;
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
+pub use options::{
+    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
+    LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
+    Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit,
+};
+pub use platform::Platform;
 pub use pool_name::PoolName;
+pub use pull_policy::PullPolicy;
 pub use reference::ImageReference;
+pub use registry::{RegistryHost, RegistrySettings};
 pub use request::{BindMount, ContainerRequest, MountAccess, User};
 pub use runtime_kind::{RuntimeChoice, RuntimeKind};
 pub use settings::{QemuAccel, RuntimeSettings};
 pub use size::{MemoryBytes, MemoryMib};
 pub use state::{ContainerState, Phase, PhaseMark};
+pub use terminal::TerminalSize;
 
 /// A value from outside that is not what it claims to be. The message names the value and the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

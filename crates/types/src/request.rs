@@ -2,7 +2,10 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerName, ImageReference, MemoryBytes, ParseError, RuntimeChoice, string_newtype};
+use crate::{
+    ContainerName, ContainerOptions, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize,
+    string_newtype,
+};
 
 /// What a caller asks for. Every field is what the user said; what it became is in the container's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,21 @@ pub struct ContainerRequest {
     /// Whether the record goes away with the container.
     #[serde(default)]
     pub auto_remove: bool,
+    /// docker's further options.
+    #[serde(default)]
+    pub options: ContainerOptions,
+    /// Whether the container's main process has a terminal, and of which size.
+    #[serde(default)]
+    pub terminal: Option<TerminalSize>,
+    /// Whether the caller attaches at once: then no byte of output is thrown away before it has.
+    #[serde(default)]
+    pub attach: bool,
+    /// Bytes of one file of the log; the worker's setting where absent.
+    #[serde(default)]
+    pub log_max_size: Option<u64>,
+    /// Files of the log; the worker's setting where absent.
+    #[serde(default)]
+    pub log_max_files: Option<u32>,
 }
 
 /// `user[:group]`, by name or number, resolved against the image's own files at start.

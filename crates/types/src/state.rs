@@ -5,9 +5,11 @@ use crate::Exit;
 /// Where a container is in its life.
 ///
 /// ```text
-/// created ──▶ starting ──▶ running ──▶ exited
-///                 │         ▲   ▼         ▲
-///                 │         paused ───────┤
+/// created ──▶ starting ──▶ running ──▶ exited ──▶ starting, when somebody starts it again
+///                 │▲          │           ▲
+///                 │└restarting◀── by its restart policy
+///                 │         ▲   ▼           │
+///                 │         paused ─────────┤
 ///                 └───────────────────────┘
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,8 @@ pub enum ContainerState {
     },
     /// It is over. The record stays until the container is removed.
     Exited(Exit),
+    /// It ended so, and its restart policy starts it again after a pause.
+    Restarting(Exit),
 }
 
 impl ContainerState {
@@ -40,12 +44,13 @@ impl ContainerState {
             Self::Running { .. } => "running",
             Self::Paused { .. } => "paused",
             Self::Exited(_) => "exited",
+            Self::Restarting(_) => "restarting",
         }
     }
 
     /// Whether the start is behind it, however it went.
     pub fn is_started(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Paused { .. } | Self::Exited(_))
+        matches!(self, Self::Running { .. } | Self::Paused { .. } | Self::Exited(_) | Self::Restarting(_))
     }
 
     /// The process that stands for the container on the host, while there is one.

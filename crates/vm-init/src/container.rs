@@ -7,28 +7,36 @@
 //! ```
 
 mod disks;
+mod exec;
 mod group;
 mod share;
 mod streams;
 
+use std::fs::File;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use beta9_sys::reaper::ChildExit;
-use beta9_types::ContainerId;
+use beta9_types::{ContainerId, ExecId, TerminalSize};
 use beta9_wire::{ContainerSpec, FromGuest, GuestExit, MountSource, RootDisk};
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::container::disks::Disks;
+use crate::container::exec::{Execs, Joined};
 use crate::container::group::Group;
 use crate::container::share::Share;
-use crate::container::streams::Streams;
-use crate::failure::Result;
+use crate::container::streams::{Streams, Whose};
+use crate::failure::{Failure, Result};
 use crate::machine::Machine;
-use crate::stage::{Orders, Stage};
+use crate::stage::{Orders, Stage, set_size};
 use crate::{boot, report};
 
+pub(crate) use crate::container::exec::{ExecOrder, fail as fail_exec};
 pub(crate) use crate::container::streams::Pipes;
+
+/// The device by which a process serves a file system; its driver is a module.
+const FUSE: (u32, u32) = (10, 229);
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,7 +55,6 @@ pub(crate) struct Order {
 }
 
 /// What happens to a container.
-#[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
     /// The host wants its process executed.
     Start,
@@ -59,6 +66,12 @@ pub(crate) enum Event {
     ExitAck,
     /// The machine ends, and nobody listens any more.
     Discard,
+    /// The host wants another process.
+    Exec(ExecOrder),
+    /// The host sends a signal to such a process.
+    SignalExec(ExecId, i32),
+    /// The host changes the size of a terminal: of the main process where no other is named.
+    Resize(Option<ExecId>, TerminalSize),
 }
 
 /// Whom a signal is for.
@@ -73,6 +86,10 @@ pub(crate) enum Target {
 /// A container that is ready to run, or runs. The fields are dropped in their order, which is the order to undo them in.
 struct Container {
     stage: Stage,
+    terminal: Option<File>,
+    execs: Execs,
+    /// What every process of it is filtered by.
+    seccomp: Vec<Vec<u8>>,
     streams: Streams,
     group: Group,
     share: Option<Share>,
@@ -81,7 +98,7 @@ struct Container {
 
 /// Owns a container. Returns when nothing of it is left; an error is the one thing that is still to be reported.
 pub(crate) fn own(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     order: Order,
     events: &Receiver<Event>,
     sender: &SyncSender<Event>,
@@ -101,13 +118,19 @@ impl Container {
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
         let disks = Disks::mount(&place, &root, &machine.modules)?;
         let group = Group::create(&id, &spec.resources)?;
-        let shared = |mount: &beta9_wire::GuestMount| !matches!(mount.source, MountSource::Filesystem(_));
+        let shared = |mount: &beta9_wire::GuestMount| {
+            matches!(mount.source, MountSource::SharedDirectory(_) | MountSource::SharedFile(..))
+        };
+        if spec.devices.iter().any(|device| device.number == FUSE) {
+            machine.modules.load("fuse");
+        }
         let share = if spec.mounts.iter().any(shared) {
             Some(Share::mount(&place, &id, &machine.modules)?)
         } else {
             None
         };
-        let (streams, pipes) = Streams::open(&id, spec.process.stdin)?;
+        let seccomp = spec.process.seccomp.clone();
+        let (mut streams, pipes) = Streams::open(&id, Whose::Main, &spec.process)?;
         let orders = Orders {
             root: disks.root(),
             share: share.as_ref().map(|share| share.path().to_owned()),
@@ -119,8 +142,18 @@ impl Container {
             let _ = sender.send(Event::Ended(exit));
         };
         let stage = Stage::prepare(&machine.reaper, orders, pipes, |pid| group.add(pid), ended);
-        match stage {
-            Ok(stage) => Ok(Self { stage, streams, group, share, _disks: disks }),
+        let shown = stage.and_then(|mut stage| {
+            let terminal = stage.take_terminal();
+            if let Some(terminal) = &terminal {
+                streams.show(terminal)?;
+            }
+            Ok((stage, terminal))
+        });
+        match shown {
+            Ok((stage, terminal)) => {
+                let execs = Execs::default();
+                Ok(Self { stage, terminal, execs, seccomp, streams, group, share, _disks: disks })
+            }
             Err(failure) => {
                 group.kill(KILL_DEADLINE);
                 Err(failure)
@@ -131,7 +164,7 @@ impl Container {
     /// From created to ended; `None` if it was discarded.
     fn run(
         mut self,
-        machine: &Machine,
+        machine: &Arc<Machine>,
         id: &ContainerId,
         events: &Receiver<Event>,
     ) -> Result<Option<(Self, ChildExit)>> {
@@ -151,9 +184,39 @@ impl Container {
                 Event::Ended(exit) => return Ok(Some((self, exit))),
                 Event::ExitAck => {}
                 Event::Discard => break,
+                Event::Exec(order) => self.exec(machine, id, order),
+                Event::SignalExec(exec, signal) => self.execs.signal(&exec, signal),
+                Event::Resize(Some(exec), size) => self.execs.resize(&exec, size),
+                Event::Resize(None, size) => {
+                    if let Some(terminal) = &self.terminal
+                        && let Err(error) = set_size(terminal, size)
+                    {
+                        report::warn(&format!("resize a terminal: {error}"));
+                    }
+                }
             }
         }
         Ok(None)
+    }
+
+    fn exec(&self, machine: &Arc<Machine>, id: &ContainerId, mut order: ExecOrder) {
+        let container = id.clone();
+        order.process.seccomp.clone_from(&self.seccomp);
+        if !self.stage.is_executed() {
+            let failure = Failure::refused("the container is not started");
+            return exec::fail(machine, container, order.exec, failure);
+        }
+        // It is this thread that learns of the init's end, so the number is still the init's, or nobody's.
+        match pidfd_open(self.stage.pid(), PidfdFlags::empty()) {
+            Ok(init) => {
+                let joined = Joined { container, init, door: self.group.door() };
+                self.execs.start(machine, joined, order);
+            }
+            Err(error) => {
+                let failure = Failure::setup("find the container's init", &error);
+                exec::fail(machine, container, order.exec, failure);
+            }
+        }
     }
 
     fn signal(&self, signal: i32, target: Target) {
@@ -174,7 +237,7 @@ impl Container {
         if !self.group.kill(KILL_DEADLINE) {
             report::warn(&format!("processes of {id} survive SIGKILL"));
         }
-        let totals = self.streams.drain(Instant::now() + DRAIN_DEADLINE);
+        let totals = self.streams.drain(Some(Instant::now() + DRAIN_DEADLINE));
         if let Some(share) = &self.share {
             share.sync(SHARE_DEADLINE);
         }
@@ -192,6 +255,14 @@ impl Container {
             loop {
                 match events.recv_timeout(again.saturating_duration_since(Instant::now())) {
                     Ok(Event::ExitAck | Event::Discard) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(Event::Exec(order)) => {
+                        exec::fail(
+                            machine,
+                            id.clone(),
+                            order.exec,
+                            Failure::refused("the container has ended"),
+                        );
+                    }
                     Ok(_) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                 }

@@ -11,14 +11,15 @@ use beta9_sys::reaper::Reaper;
 use beta9_types::ContainerId;
 use beta9_wire::{FromGuest, StartFailure, ToGuest};
 
-use crate::container::{self, Event, Order};
+use crate::container::{self, Event, ExecOrder, Order};
 use crate::control::{self, Reports, Requests};
+use crate::failure::Failure;
 use crate::modules::Modules;
 use crate::{boot, operate, report};
 use beta9_types::chain;
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 1024;
 /// How long what is left may take when the machine ends.
 const LAST_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -63,6 +64,15 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
             Ok(ToGuest::Operate { container, number, operation }) => {
                 operate::begin(machine, container, number, operation);
             }
+            Ok(ToGuest::Exec { container, exec, process }) => {
+                machine.pass(&container, Event::Exec(ExecOrder { exec, process }));
+            }
+            Ok(ToGuest::SignalExec { container, exec, signal }) => {
+                machine.pass(&container, Event::SignalExec(exec, signal));
+            }
+            Ok(ToGuest::Resize { container, exec, size }) => {
+                machine.pass(&container, Event::Resize(exec, size));
+            }
             Ok(ToGuest::Shutdown) => return None,
             Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
             Err(error) => return Some(chain(&error)),
@@ -99,15 +109,31 @@ impl Machine {
     }
 
     fn pass(&self, id: &ContainerId, event: Event) {
-        let sender = self.containers().get(id).cloned();
-        match (sender.map(|sender| sender.try_send(event)), event) {
-            (Some(Ok(())), _) => {}
-            (Some(Err(TrySendError::Full(_))), _) => report::warn(&format!("too many requests for {id}")),
-            // A signal or an acknowledgement can cross an exit on its way.
-            (None | Some(Err(TrySendError::Disconnected(_))), Event::Start) => {
+        let Some(sender) = self.containers().get(id).cloned() else { return self.reject(id, event) };
+        match sender.try_send(event) {
+            Ok(()) => {}
+            Err(TrySendError::Full(event)) => {
+                report::warn(&format!("too many requests for {id}"));
+                if matches!(event, Event::Exec(_)) {
+                    self.reject(id, event);
+                }
+            }
+            Err(TrySendError::Disconnected(event)) => self.reject(id, event),
+        }
+    }
+
+    /// Answers what cannot be passed on, where an answer is waited for.
+    fn reject(&self, id: &ContainerId, event: Event) {
+        match event {
+            Event::Start => {
                 self.fail(id, StartFailure::Setup, "there is no such container to start".to_owned());
             }
-            (None | Some(Err(TrySendError::Disconnected(_))), _) => {}
+            Event::Exec(order) => {
+                let failure = Failure::refused("the container takes no more processes now");
+                container::fail_exec(self, id.clone(), order.exec, failure);
+            }
+            // A signal or an acknowledgement can cross an exit on its way.
+            _ => {}
         }
     }
 

@@ -11,12 +11,14 @@
 //!                                    └─ a failure of the machine itself: one line on the console, restart
 //! ```
 //!
-//! The same program, executed again with `stage` as its argument, is a container's first process: see `stage`.
+//! The same program, executed again with `stage` as its argument, is a container's first process, and with `join` another
+//! one of it: see `stage`. With `--` and a command it is a container's init: see `init`.
 
 mod boot;
 mod container;
 mod control;
 mod failure;
+mod init;
 mod machine;
 mod modules;
 mod operate;
@@ -26,9 +28,13 @@ mod stage;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    match (arguments.next().as_deref(), arguments.next().and_then(|number| number.parse().ok())) {
-        (Some("stage"), Some(descriptor)) => stage::run(descriptor),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse().unwrap_or(-1);
+    match words[..] {
+        ["--", ref command @ ..] => init::run(command),
+        ["stage", socket] => stage::run(number(socket)),
+        ["join", socket, container] => stage::join(number(socket), number(container)),
         _ if rustix::process::getpid().is_init() => machine::run(),
         _ => {
             eprintln!("beta9-vm-init: this is the init of a microVM's guest, run by its kernel");

@@ -11,15 +11,23 @@
 //!   Execute    ────────────▶
 //!              ◀────────────     the socket closes by the exec, or Failed and it ends
 //! ```
+//!
+//! A process that joins a container is started alike. It enters namespaces instead of making them, is told only what to
+//! run, and executes it at once. A terminal is made by either where only it can be: in the container's own file tree. Its
+//! other end comes over the socket as well.
 
 mod identity;
 mod inside;
+mod joining;
 mod mounts;
 mod paths;
 mod program;
+mod terminal;
 mod tree;
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -27,16 +35,20 @@ use std::process::Command;
 use std::time::Duration;
 
 use beta9_sys::machine::children_in_new_pid_namespace;
+use beta9_sys::passing::receive_descriptor;
 use beta9_sys::program::pass_descriptor;
 use beta9_sys::reaper::{ChildExit, Reaper};
-use beta9_wire::{ContainerSpec, Error, Frame, decode, read_frame, write_message};
+use beta9_wire::{ContainerSpec, Error, Frame, Process, decode, read_frame, write_message};
 use rustix::process::Pid;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use crate::container::Pipes;
 use crate::failure::{Context, Failure, Result};
 
 pub(crate) use inside::run;
+pub(crate) use joining::join;
+pub(crate) use terminal::set_size;
 
 /// How long the stage may take for either of its two steps. The first may look into a share of the host.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -57,6 +69,8 @@ pub(crate) struct Orders {
 enum Answer {
     Prepared,
     Failed(Failure),
+    /// A message with a descriptor follows: the other end of the terminal.
+    Terminal,
 }
 
 /// The word that lets a prepared stage execute its program.
@@ -67,6 +81,7 @@ struct Execute;
 pub(crate) struct Stage {
     pid: Pid,
     socket: Option<UnixStream>,
+    terminal: Option<File>,
 }
 
 impl Stage {
@@ -87,14 +102,54 @@ impl Stage {
         command.arg0("beta9-vm-init").arg("stage").env_clear();
         command.stdin(pipes.stdin).stdout(pipes.stdout).stderr(pipes.stderr);
         pass_descriptor(&mut command, theirs.into());
-        let pid = in_new_pid_namespace(reaper, command, on_exit).context(|| "start the container's init")?;
+        let pid = on_fresh_thread(reaper, command, children_in_new_pid_namespace, on_exit)
+            .context(|| "start the container's init")?;
         place(pid)?;
         write_message(&mut socket, &orders).context(|| "tell the container's init its orders")?;
-        match answer(&mut socket)? {
-            Some(Answer::Prepared) => Ok(Self { pid, socket: Some(socket) }),
+        let mut terminal = None;
+        match next(&mut socket, &mut terminal)? {
+            Some(Answer::Prepared) => Ok(Self { pid, socket: Some(socket), terminal }),
             Some(Answer::Failed(failure)) => Err(failure),
-            None => Err(Failure::refused("the container's init ended while it prepared the container")),
+            _ => Err(Failure::refused("the container's init ended while it prepared the container")),
         }
+    }
+
+    /// Starts another process in the container that `container`, a handle of its init, belongs to; returns when its
+    /// program has been executed.
+    pub(crate) fn join(
+        reaper: &Reaper,
+        container: &OwnedFd,
+        process: &Process,
+        pipes: Pipes,
+        place: impl FnOnce(Pid) -> Result<()>,
+        on_exit: impl FnOnce(ChildExit) + Send + 'static,
+    ) -> Result<(Pid, Option<File>)> {
+        let (mut socket, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
+        socket.set_read_timeout(Some(DEADLINE)).context(|| "set a deadline")?;
+        socket.set_write_timeout(Some(DEADLINE)).context(|| "set a deadline")?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("beta9-vm-init").arg("join").env_clear();
+        command.stdin(pipes.stdin).stdout(pipes.stdout).stderr(pipes.stderr);
+        pass_descriptor(&mut command, theirs.into());
+        pass_descriptor(&mut command, container.try_clone().context(|| "keep the container")?);
+        let enter = || {
+            let kind = ThreadNameSpaceType::PROCESS_ID;
+            move_into_thread_name_spaces(container.as_fd(), kind).map_err(io::Error::from)
+        };
+        let pid = on_fresh_thread(reaper, command, enter, on_exit).context(|| "start a process")?;
+        place(pid)?;
+        write_message(&mut socket, process).context(|| "tell a process what it is to run")?;
+        let mut terminal = None;
+        match next(&mut socket, &mut terminal)? {
+            None => Ok((pid, terminal)),
+            Some(Answer::Failed(failure)) => Err(failure),
+            Some(_) => Err(Failure::refused("a process that joins is confused")),
+        }
+    }
+
+    /// Our end of its terminal, if it has one. Only once.
+    pub(crate) fn take_terminal(&mut self) -> Option<File> {
+        self.terminal.take()
     }
 
     /// The process.
@@ -114,7 +169,7 @@ impl Stage {
         match answer(&mut socket)? {
             None => Ok(()),
             Some(Answer::Failed(failure)) => Err(failure),
-            Some(Answer::Prepared) => Err(Failure::refused("the container's init is confused")),
+            Some(_) => Err(Failure::refused("the container's init is confused")),
         }
     }
 }
@@ -129,14 +184,28 @@ fn answer(socket: &mut UnixStream) -> Result<Option<Answer>> {
     }
 }
 
-fn in_new_pid_namespace(
+/// The same, with a terminal that comes before it taken in.
+fn next(socket: &mut UnixStream, terminal: &mut Option<File>) -> Result<Option<Answer>> {
+    match answer(socket)? {
+        Some(Answer::Terminal) => {
+            let received = receive_descriptor(&*socket, 1).context(|| "receive a terminal")?;
+            *terminal = Some(received.into());
+            answer(socket)
+        }
+        other => Ok(other),
+    }
+}
+
+/// Starts a child after `enter` has put the children of its thread into a PID namespace.
+fn on_fresh_thread(
     reaper: &Reaper,
     mut command: Command,
+    enter: impl FnOnce() -> io::Result<()> + Send,
     on_exit: impl FnOnce(ChildExit) + Send + 'static,
 ) -> io::Result<Pid> {
-    // A fresh thread, because its children are bound to the new namespace from then on.
+    // A fresh thread, because its children are bound to the namespace from then on.
     let spawn = move || {
-        children_in_new_pid_namespace()?;
+        enter()?;
         reaper.spawn(&mut command, on_exit).map(|spawned| spawned.pid)
     };
     std::thread::scope(|scope| {

@@ -1,7 +1,7 @@
-use beta9_types::ContainerId;
+use beta9_types::{ContainerId, ExecId, TerminalSize};
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerSpec, Operation, Outcome};
+use crate::{ContainerSpec, Operation, Outcome, Process};
 
 /// What the host says on the control connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,33 @@ pub enum ToGuest {
     },
     /// Sync and restart the machine, which ends the VMM.
     Shutdown,
+    /// Execute another process in a running container.
+    Exec {
+        /// In which one.
+        container: ContainerId,
+        /// The process's identity in every later message.
+        exec: ExecId,
+        /// What to run, and how.
+        process: Box<Process>,
+    },
+    /// Send a signal to a process that `Exec` started.
+    SignalExec {
+        /// In which container.
+        container: ContainerId,
+        /// Which process.
+        exec: ExecId,
+        /// The kernel's number for it.
+        signal: i32,
+    },
+    /// Change the size of a process's terminal.
+    Resize {
+        /// In which container.
+        container: ContainerId,
+        /// Which process; absent for the main one.
+        exec: Option<ExecId>,
+        /// The new size.
+        size: TerminalSize,
+    },
     /// Do something with a running container.
     Operate {
         /// Which one.
@@ -94,6 +121,34 @@ pub enum FromGuest {
         /// How.
         exit: GuestExit,
     },
+    /// The program of an `Exec` has been executed.
+    ExecStarted {
+        /// In which container.
+        container: ContainerId,
+        /// Which process.
+        exec: ExecId,
+    },
+    /// An `Exec` failed. Nothing of it is left.
+    ExecFailed {
+        /// In which container.
+        container: ContainerId,
+        /// Which process.
+        exec: ExecId,
+        /// Why, as an exit code tells it.
+        failure: StartFailure,
+        /// One sentence: what was tried and what went wrong.
+        message: String,
+    },
+    /// A process that `Exec` started is gone. Said once: nothing waits for it but the host. The totals are those of the
+    /// bytes that the process wrote; a process that it left behind may hold its streams open and write more.
+    ExecExited {
+        /// In which container.
+        container: ContainerId,
+        /// Which process.
+        exec: ExecId,
+        /// How.
+        exit: GuestExit,
+    },
     /// An operation is over.
     Operated {
         /// On which container.
@@ -116,7 +171,7 @@ pub enum StartFailure {
     NotFound,
 }
 
-/// The verdict on a container's process.
+/// The verdict on a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestExit {
     /// Its exit code, when it ended by itself.
@@ -125,7 +180,7 @@ pub struct GuestExit {
     pub signal: u8,
     /// Whether the kernel killed a process of the container for memory (`memory.events`, `oom_kill`).
     pub oom: bool,
-    /// Bytes that its stdout carried, all sent before `End`.
+    /// Bytes that its stdout carried, all sent before this.
     pub stdout_bytes: u64,
     /// Bytes that its stderr carried.
     pub stderr_bytes: u64,

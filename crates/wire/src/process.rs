@@ -1,3 +1,4 @@
+use beta9_types::TerminalSize;
 use serde::{Deserialize, Serialize};
 
 /// A container as the guest needs it: the OCI runtime spec with every choice made by the host.
@@ -22,6 +23,21 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// `(name, value)` of kernel settings below `/proc/sys`, already checked by the host.
     pub sysctls: Vec<(String, String)>,
+    /// Device nodes beside those of every container.
+    pub devices: Vec<GuestDevice>,
+}
+
+/// A character device's node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDevice {
+    /// Absolute path in the container.
+    pub path: String,
+    /// Major and minor number.
+    pub number: (u32, u32),
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
 }
 
 /// One process: what, as whom, with which rights.
@@ -43,6 +59,12 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// Whether the host keeps stdin open. Otherwise it is `/dev/null`.
     pub stdin: bool,
+    /// The size of its terminal, if it has one: then stdin is what is typed, stdout what appears, and there is no stderr.
+    pub terminal: Option<TerminalSize>,
+    /// Filters of its system calls (BPF), in the order in which they are installed.
+    pub seccomp: Vec<Vec<u8>>,
+    /// Whether an init runs it, passes signals on and reaps what it orphans.
+    pub init: bool,
 }
 
 /// User and groups by number.
@@ -117,4 +139,6 @@ pub enum MountSource {
     SharedDirectory(u16),
     /// A host file: the export's index and the file's name inside the export's directory.
     SharedFile(u16, String),
+    /// A file of the container's own with this content.
+    OwnFile(Vec<u8>),
 }

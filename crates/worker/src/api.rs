@@ -4,3 +4,10 @@
 #![allow(clippy::all, reason = "generated")]
 
 tonic::include_proto!("beta9.worker.v1");
+
+/// Requests are logged when something is searched for; these must not be.
+impl std::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryCredentials(redacted)")
+    }
+}

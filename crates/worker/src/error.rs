@@ -14,6 +14,10 @@ pub(crate) enum ErrorKind {
     Taken,
     /// The object's state forbids it, or the runtime asked for cannot work here.
     Precondition,
+    /// A registry wants credentials, or others than these.
+    Unauthorized,
+    /// A registry cannot be reached, or not now.
+    Unavailable,
     /// The other side did not answer in time.
     Timeout,
     /// Our own fault, or the machine's.
@@ -83,6 +87,8 @@ impl From<Error> for tonic::Status {
             ErrorKind::NotFound => tonic::Code::NotFound,
             ErrorKind::Taken => tonic::Code::AlreadyExists,
             ErrorKind::Precondition => tonic::Code::FailedPrecondition,
+            ErrorKind::Unauthorized => tonic::Code::Unauthenticated,
+            ErrorKind::Unavailable => tonic::Code::Unavailable,
             ErrorKind::Timeout => tonic::Code::DeadlineExceeded,
             ErrorKind::Internal => tonic::Code::Internal,
         };

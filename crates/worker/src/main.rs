@@ -14,13 +14,16 @@
 mod api;
 mod cli;
 mod client;
+mod detach_keys;
 mod error;
 mod metrics;
+mod point_in_time;
 mod pools;
 mod runtimes;
 mod service;
 mod spec;
 mod terminal;
+mod tty;
 
 fn main() -> std::process::ExitCode {
     cli::main()

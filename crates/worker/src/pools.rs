@@ -4,12 +4,14 @@
 //! where it is until the worker is started again. A runtime named in a request is exact: it is tried with the pool's
 //! settings and works, or the request fails.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use beta9_config::{Attempt, Config, Pool, Selection, Step, messages};
-use beta9_types::{PoolName, RuntimeChoice, RuntimeKind, RuntimeSettings};
+use beta9_types::{
+    LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind, RuntimeSettings,
+};
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
 
@@ -94,6 +96,16 @@ fn no_such_pool(error: beta9_config::Error) -> Error {
 }
 
 impl Pools {
+    /// How registries are reached.
+    pub(crate) fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
+        self.config.registries()
+    }
+
+    /// The most that images may take up on the disk.
+    pub(crate) fn image_limit(&self) -> Option<u64> {
+        self.config.image_limit()
+    }
+
     /// Decides every pool's runtime now, pools beside each other.
     pub(crate) async fn prepare(&self) {
         let mut preparing = JoinSet::new();
@@ -175,6 +187,11 @@ impl Pools {
     pub(crate) fn decided(&self) -> Vec<api::Pool> {
         let show = |state: &Arc<PoolState>| Some(state.decided.get()?.show(&self.config, &state.pool));
         self.pools.iter().filter_map(show).collect()
+    }
+
+    /// How much of a container's output is kept where its request does not say.
+    pub(crate) fn log_limits(&self) -> LogLimits {
+        self.config.log_limits()
     }
 
     /// The file that was loaded; empty for none.

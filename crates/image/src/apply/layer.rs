@@ -1,176 +1,80 @@
-//! One layer: its entries in the order they come.
+//! Makes a layer's entries in the tree.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags, Stat};
-use tar::EntryType;
 
-use super::path::{Marker, os};
+use super::entries::{Contents, Destination, Device, Entry, Kind, Part};
+use super::path::os;
 use super::*;
-use crate::tap::{Headers, Record, Tap, value};
 
-const BUFFER: usize = 256 << 10;
-
-impl Applier {
-    /// Applies one decompressed layer and reads it to its end.
-    pub(crate) fn layer(&mut self, reader: impl Read) -> Result<()> {
+impl Destination for Applier {
+    fn begin_layer(&mut self) {
         self.fresh.clear();
-        let (tap, headers) = Tap::new(reader);
-        let mut archive = tar::Archive::new(tap);
-        let broken = |e| Error::stream(ErrorKind::Invalid, "cannot read the layer", e);
-        let mut entries = archive.entries().map_err(broken)?;
-        let mut buffer = vec![0; BUFFER];
-        let before = self.bytes;
-        loop {
-            headers.start(0);
-            let Some(entry) = entries.next() else { break };
-            let mut entry = entry.map_err(broken)?;
-            self.entry(&mut entry, &headers, &mut buffer)?;
-            // The headers' watcher counts on data that is read; hard links may have data, too.
-            self.drain(&mut entry, &mut buffer)?;
-            self.count(before, &headers)?;
-        }
-        headers.finish()?;
-        // What follows the end mark is part of the layer's digest.
-        let mut rest = archive.into_inner();
-        loop {
-            if rest.read(&mut buffer).map_err(broken)? == 0 {
-                return Ok(());
-            }
-            self.count(before, &headers)?;
+    }
+
+    fn whiteout(&mut self, path: &EntryPath, hidden: &[u8]) -> Result<()> {
+        match self.root.existing(path)? {
+            Some(Place { parent, .. }) => self.hide(&Place { parent, name: hidden.to_owned() }),
+            None => Ok(()),
         }
     }
 
-    fn count(&mut self, before: u64, headers: &Headers) -> Result<()> {
-        self.bytes = self.bytes.max(before + headers.position());
-        self.check_bytes()
-    }
-
-    fn check_bytes(&self) -> Result<()> {
-        if self.bytes > self.limits.bytes {
-            let message = format!("image unpacks to more than {} bytes", self.limits.bytes);
-            return Err(Error::new(ErrorKind::Limit, message));
-        }
-        Ok(())
-    }
-
-    fn drain(&mut self, data: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
-        loop {
-            let count = data
-                .read(buffer)
-                .map_err(|e| Error::stream(ErrorKind::Invalid, "cannot read the layer", e))?;
-            if count == 0 {
-                return Ok(());
-            }
-            self.bytes += count as u64;
-            self.check_bytes()?;
+    fn opaque(&mut self, path: &EntryPath) -> Result<()> {
+        // The directory's own entry may still follow, so one that is missing hides nothing.
+        let Some(Place { parent, .. }) = self.root.existing(path)? else { return Ok(()) };
+        let resolved = parent.resolved.clone();
+        match self.root.reopen(&resolved).map_err(cannot("open"))? {
+            Some(directory) => self.hide_children(directory, resolved),
+            None => Ok(()),
         }
     }
 
-    fn entry(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-        headers: &Headers,
-        buffer: &mut [u8],
-    ) -> Result<()> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            let message = format!("image has more than {} entries", self.limits.entries);
-            return Err(Error::new(ErrorKind::Limit, message));
-        }
-        let records = headers.finish()?;
-        if entry.header().entry_type().is_pax_global_extensions() {
-            // Comments of the archiver, as git writes them.
-            return Ok(());
-        }
-        let path = match value(&records, "path") {
-            Some(path) => EntryPath::parse(path)?,
-            None => EntryPath::parse(&entry.path_bytes())?,
-        };
-        let applied = self.apply(entry, &path, &records, buffer);
-        applied.map_err(|e| {
-            let message = format!("cannot unpack the layer's entry {path}");
-            Error::caused(e.kind(), message, e)
-        })
-    }
-
-    fn apply(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-        path: &EntryPath,
-        records: &[Record],
-        buffer: &mut [u8],
-    ) -> Result<()> {
-        match path.marker()? {
-            Marker::None => {}
-            Marker::Ignored => return Ok(()),
-            Marker::Whiteout(hidden) => {
-                return match self.root.existing(path)? {
-                    Some(Place { parent, .. }) => self.hide(&Place { parent, name: hidden.to_owned() }),
-                    None => Ok(()),
-                };
-            }
-            Marker::Opaque => return self.opaque(path),
-        }
-        if records.iter().any(|record| record.key.starts_with(b"GNU.sparse.")) {
-            let message =
-                "is a sparse file in the pax form, which is not supported; pack it without --sparse";
-            return Err(Error::new(ErrorKind::Unsupported, message));
-        }
-        let metadata = Metadata::read(entry.header(), records, &self.limits)?;
-        let kind = match entry.header().entry_type() {
-            // How directories were told before there was a type for them.
-            EntryType::Regular if entry.path_bytes().ends_with(b"/") => EntryType::Directory,
-            kind => kind,
-        };
+    fn entry(&mut self, path: &EntryPath, entry: Entry, contents: &mut Contents<'_>) -> Result<()> {
+        let Entry { kind, metadata } = entry;
         if path.is_root() {
-            return self.root_itself(kind, metadata);
+            return self.root_itself(metadata);
         }
         let mut made = Vec::new();
         let place = self.root.place(path, |directory| made.push(directory))?;
         for directory in made {
-            self.directories.insert(directory.clone(), Late { modified: EPOCH, default_acl: None });
+            self.directories.insert(directory.clone(), Late::implied());
             self.fresh.insert(directory);
         }
         match kind {
-            EntryType::Directory => self.directory(&place, metadata)?,
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                self.file(&place, entry, &metadata, buffer)?;
-            }
-            EntryType::Symlink => {
-                let target = target(entry, records)?;
+            Kind::Directory => self.directory(&place, metadata)?,
+            Kind::File => self.file(&place, contents, &metadata)?,
+            Kind::Symlink(target) => {
                 self.clear(&place, Keep::Nothing)?;
                 rustix::fs::symlinkat(os(&target), &*place.parent, place.name()).map_err(cannot("make"))?;
-                set_metadata_unopened(&place, FileType::Symlink, &metadata)?;
+                self.set_metadata_unopened(&place, FileType::Symlink, &metadata)?;
             }
-            EntryType::Link => self.hard_link(&place, &target(entry, records)?)?,
-            EntryType::Fifo => self.node(&place, FileType::Fifo, 0, &metadata)?,
-            EntryType::Char => {
-                self.node(&place, FileType::CharacterDevice, device(entry.header())?, &metadata)?;
+            Kind::HardLink(target) => self.hard_link(&place, &target)?,
+            Kind::Fifo => self.node(&place, FileType::Fifo, 0, &metadata)?,
+            Kind::Character(device) => {
+                self.node(&place, FileType::CharacterDevice, device.number(), &metadata)?;
             }
-            EntryType::Block => {
-                self.node(&place, FileType::BlockDevice, device(entry.header())?, &metadata)?;
-            }
-            other => {
-                let message =
-                    format!("has the type {:?}, which no layer may contain", char::from(other.as_byte()));
-                return Err(Error::new(ErrorKind::Invalid, message));
-            }
+            Kind::Block(device) => self.node(&place, FileType::BlockDevice, device.number(), &metadata)?,
         }
         self.fresh.insert(place.resolved());
         Ok(())
     }
+}
 
-    fn root_itself(&mut self, kind: EntryType, metadata: Metadata) -> Result<()> {
-        if kind != EntryType::Directory {
-            return Err(Error::new(ErrorKind::Invalid, "is the root and no directory"));
-        }
+impl Device {
+    fn number(self) -> u64 {
+        rustix::fs::makedev(self.major, self.minor)
+    }
+}
+
+impl Applier {
+    fn root_itself(&mut self, metadata: Metadata) -> Result<()> {
         metadata::clear_xattrs(self.root.fd()).map_err(cannot("clear the attributes of"))?;
-        set_metadata(self.root.fd(), &metadata)?;
-        let late = Late { modified: metadata.modified, default_acl: metadata.default_acl };
-        self.directories.insert(Vec::new(), late);
+        self.skipped.set_metadata(self.root.fd(), &metadata, self.rights.early_mode(&metadata))?;
+        self.directories.insert(Vec::new(), Late::of(metadata));
         Ok(())
     }
 
@@ -185,59 +89,45 @@ impl Applier {
         if kept {
             metadata::clear_xattrs(opened.as_fd()).map_err(cannot("clear the attributes of"))?;
         }
-        set_metadata(opened.as_fd(), &metadata)?;
-        let late = Late { modified: metadata.modified, default_acl: metadata.default_acl };
-        self.directories.insert(place.resolved(), late);
+        self.skipped.set_metadata(opened.as_fd(), &metadata, self.rights.early_mode(&metadata))?;
+        self.directories.insert(place.resolved(), Late::of(metadata));
         Ok(())
     }
 
-    fn file(
-        &mut self,
-        place: &Place,
-        entry: &mut tar::Entry<'_, impl Read>,
-        metadata: &Metadata,
-        buffer: &mut [u8],
-    ) -> Result<()> {
+    fn file(&mut self, place: &Place, contents: &mut Contents<'_>, metadata: &Metadata) -> Result<()> {
         self.clear(place, Keep::Nothing)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(&*place.parent, place.name(), flags, Mode::RUSR | Mode::WUSR);
         let mut file = File::from(opened.map_err(cannot("make"))?);
-        let holes = entry.header().entry_type().is_gnu_sparse();
-        let size = entry.size();
-        let mut copied = 0;
+        let mut ends_in_hole = false;
         loop {
-            let count = entry
-                .read(buffer)
-                .map_err(|e| Error::stream(ErrorKind::Invalid, "cannot read its data", e))?;
-            if count == 0 {
-                break;
+            match contents.next(&mut self.buffer)? {
+                Part::Data(count) => {
+                    file.write_all(&self.buffer[..count]).map_err(failed_write)?;
+                    ends_in_hole = false;
+                }
+                Part::Hole(bytes) => {
+                    file.seek(SeekFrom::Current(bytes.cast_signed())).map_err(failed_write)?;
+                    ends_in_hole = true;
+                }
+                Part::End => break,
             }
-            copied += count as u64;
-            self.bytes += count as u64;
-            self.check_bytes()?;
-            let chunk = &buffer[..count];
-            write(&mut file, chunk, holes)?;
         }
-        if copied != size {
-            let message = format!("ends after {copied} of its {size} bytes");
-            return Err(Error::new(ErrorKind::Invalid, message));
+        if ends_in_hole {
+            file.set_len(contents.size).map_err(failed_write)?;
         }
-        if holes {
-            file.set_len(size).map_err(failed_write)?;
-        }
-        set_metadata(file.as_fd(), metadata)
+        self.skipped.set_metadata(file.as_fd(), metadata, metadata.mode)
     }
 
-    fn hard_link(&mut self, place: &Place, target: &[u8]) -> Result<()> {
-        let shown = Shown(target);
+    fn hard_link(&mut self, place: &Place, target: &EntryPath) -> Result<()> {
         let missing = || {
-            let message = format!("is a hard link to {shown:?}, which is not in the image");
+            let message = format!("is a hard link to {target}, which is not in the image");
             Error::new(ErrorKind::Invalid, message)
         };
-        let source = self.root.existing(&EntryPath::parse(target)?)?.ok_or_else(missing)?;
+        let source = self.root.existing(target)?.ok_or_else(missing)?;
         let found: Stat = source.stat().map_err(cannot("look up"))?.ok_or_else(missing)?;
         if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-            let message = format!("is a hard link to {shown:?}, which is a directory");
+            let message = format!("is a hard link to {target}, which is a directory");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         if source.resolved() == place.resolved() {
@@ -263,55 +153,93 @@ impl Applier {
             FileType::Fifo => "make the pipe of",
             _ => "make the device of",
         };
-        rustix::fs::mknodat(&*place.parent, place.name(), kind, Mode::RUSR | Mode::WUSR, device)
-            .map_err(cannot(what))?;
-        set_metadata_unopened(place, kind, metadata)
+        let make = |kind, device| {
+            rustix::fs::mknodat(&*place.parent, place.name(), kind, Mode::RUSR | Mode::WUSR, device)
+        };
+        match make(kind, device) {
+            Err(Errno::PERM) if self.rights == Rights::Limited => {
+                // An empty file keeps the name, the mode and the owner.
+                self.skipped.devices += 1;
+                make(FileType::RegularFile, 0).map_err(cannot("make a file in place of"))?;
+            }
+            made => made.map_err(cannot(what))?,
+        }
+        self.set_metadata_unopened(place, kind, metadata)
     }
 
-    fn opaque(&mut self, path: &EntryPath) -> Result<()> {
-        // The directory's own entry may still follow, so one that is missing hides nothing.
-        let Some(Place { parent, .. }) = self.root.existing(path)? else { return Ok(()) };
-        let resolved = parent.resolved.clone();
-        match self.root.reopen(&resolved).map_err(cannot("open"))? {
-            Some(directory) => self.hide_children(directory, resolved),
-            None => Ok(()),
+    /// [`Skipped::set_metadata`] for what must not be opened: links, devices and pipes.
+    fn set_metadata_unopened(&mut self, place: &Place, kind: FileType, metadata: &Metadata) -> Result<()> {
+        let parent = place.parent.as_fd();
+        let name: &OsStr = place.name();
+        let (uid, gid) = (Uid::from_raw(metadata.uid), Gid::from_raw(metadata.gid));
+        let owned = rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+        self.skipped.owner(owned)?;
+        if kind != FileType::Symlink {
+            // Not a link: it was made a moment ago, and nobody else works here.
+            rustix::fs::chmodat(parent, name, Mode::from_raw_mode(metadata.mode), AtFlags::empty())
+                .map_err(cannot("set the mode of"))?;
         }
+        for xattr in &metadata.xattrs {
+            self.skipped.attribute(&xattr.name, place.set_xattr(&xattr.name, &xattr.value))?;
+        }
+        rustix::fs::utimensat(parent, name, &times(metadata.modified), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(cannot("set the time of"))
     }
+
+    fn hide_children(&mut self, directory: OwnedFd, resolved: Vec<u8>) -> Result<()> {
+        let children = root::children(&directory).map_err(cannot("read"))?;
+        let parent = Rc::new(Parent::at(directory, resolved));
+        for (name, _) in children {
+            let name = std::os::unix::ffi::OsStringExt::into_vec(name);
+            self.hide(&Place { parent: Rc::clone(&parent), name })?;
+        }
+        Ok(())
+    }
+
+    /// Hides what older layers have at `place` and spares what this layer made.
+    fn hide(&mut self, place: &Place) -> Result<()> {
+        let Some(stat) = place.stat().map_err(cannot("look up"))? else { return Ok(()) };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !self.fresh.contains(&place.resolved()) {
+            return self.remove(place, kind);
+        }
+        if kind == FileType::Directory {
+            let resolved = place.resolved();
+            if let Some(directory) = self.root.reopen(&resolved).map_err(cannot("open"))? {
+                self.hide_children(directory, resolved)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for a file at `path`: what was there is gone, unless it is the directory that `keep` spares.
+    /// `true` if a directory was kept.
+    fn clear(&mut self, place: &Place, keep: Keep) -> Result<bool> {
+        let Some(stat) = place.stat().map_err(cannot("look up"))? else { return Ok(false) };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory && keep == Keep::Directory {
+            return Ok(true);
+        }
+        self.remove(place, kind)?;
+        Ok(false)
+    }
+
+    fn remove(&mut self, place: &Place, kind: FileType) -> Result<()> {
+        if matches!(kind, FileType::Directory | FileType::Symlink) {
+            self.root.forget();
+        }
+        root::remove(place, kind).map_err(cannot("replace"))
+    }
+}
+
+/// What [`Applier::clear`] spares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    Directory,
 }
 
 fn failed_write(error: io::Error) -> Error {
-    Error::caused(ErrorKind::Io, "cannot write its data", error)
-}
-
-fn write(file: &mut File, chunk: &[u8], holes: bool) -> Result<()> {
-    if holes && chunk.iter().all(|byte| *byte == 0) {
-        file.seek(SeekFrom::Current(chunk.len() as i64)).map_err(failed_write)?;
-        return Ok(());
-    }
-    file.write_all(chunk).map_err(failed_write)
-}
-
-/// What a link names.
-fn target(entry: &tar::Entry<'_, impl Read>, records: &[Record]) -> Result<Vec<u8>> {
-    let target = match value(records, "linkpath") {
-        Some(target) => target.to_owned(),
-        None => entry.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default(),
-    };
-    if target.is_empty() || target.contains(&0) || target.len() > 4095 {
-        let message = format!("is a link to {:?}, which is no path", Shown(&target));
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    Ok(target)
-}
-
-fn device(header: &tar::Header) -> Result<u64> {
-    let broken = |e| Error::stream(ErrorKind::Invalid, "has a broken device number", e);
-    let major = header.device_major().map_err(broken)?.unwrap_or_default();
-    let minor = header.device_minor().map_err(broken)?.unwrap_or_default();
-    // The kernel has 12 bits for the major and 20 for the minor number.
-    if major >= 1 << 12 || minor >= 1 << 20 {
-        let message = format!("is the device {major}:{minor}, which Linux does not have");
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    Ok(rustix::fs::makedev(major, minor))
+    let (kind, remedy) = Error::kind_of(&error);
+    Error::caused(kind, format!("cannot write its data{remedy}"), error)
 }

@@ -11,28 +11,33 @@ use crate::tap::{Record, value};
 use crate::{Error, ErrorKind, Result};
 
 /// A default ACL is set when everything is unpacked: files made below it would inherit it otherwise.
-pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
+pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// Owner, mode, time and extended attributes of one entry.
-#[derive(Debug)]
-pub(super) struct Metadata {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Permission bits with set-user-id, set-group-id and sticky.
-    pub(super) mode: u32,
-    pub(super) modified: Timespec,
-    pub(super) xattrs: Vec<Xattr>,
-    pub(super) default_acl: Option<Vec<u8>>,
+    pub(crate) mode: u32,
+    pub(crate) modified: Timespec,
+    pub(crate) xattrs: Vec<Xattr>,
+    pub(crate) default_acl: Option<Vec<u8>>,
 }
 
 /// An extended attribute that a file of an image may have.
-#[derive(Debug)]
-pub(super) struct Xattr {
-    pub(super) name: String,
-    pub(super) value: Vec<u8>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Xattr {
+    pub(crate) name: String,
+    pub(crate) value: Vec<u8>,
 }
 
 impl Metadata {
+    /// Of a directory that no entry describes.
+    pub(crate) fn implied() -> Self {
+        Self { uid: 0, gid: 0, mode: 0o755, modified: super::EPOCH, xattrs: Vec::new(), default_acl: None }
+    }
+
     pub(super) fn read(header: &tar::Header, records: &[Record], limits: &Limits) -> Result<Self> {
         let broken = |e| Error::stream(ErrorKind::Invalid, "has a broken header field", e);
         let id = |key: &str, field: u64| {
@@ -63,6 +68,13 @@ impl Metadata {
         };
         metadata.read_xattrs(records, limits)?;
         Ok(metadata)
+    }
+
+    /// Name and value of every attribute, in the order of the names.
+    pub(crate) fn attributes(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let default_acl = self.default_acl.as_deref().map(|acl| (DEFAULT_ACL, acl));
+        let others = self.xattrs.iter().map(|xattr| (xattr.name.as_str(), xattr.value.as_slice()));
+        others.chain(default_acl).collect::<std::collections::BTreeMap<_, _>>().into_iter()
     }
 
     fn read_xattrs(&mut self, records: &[Record], limits: &Limits) -> Result<()> {

@@ -11,12 +11,12 @@ const NAME_MAX: usize = 255;
 
 /// A path below the root: no leading slash, no empty, `.` or `..` component. The root itself is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EntryPath(Vec<u8>);
+pub(crate) struct EntryPath(Vec<u8>);
 
 impl EntryPath {
     /// Checks a path from a layer. An absolute path is one from the image's root; `..` is refused, because no
     /// program that makes layers writes it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         let bad = |rule: &str| {
             let message = format!("layer has an entry {:?}, which {rule}", Shown(bytes));
             Err(Error::new(ErrorKind::Invalid, message))
@@ -40,12 +40,16 @@ impl EntryPath {
         Ok(Self(path))
     }
 
-    pub(super) fn is_root(&self) -> bool {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The directory, empty for the root, and the last component. The root has neither.
-    pub(super) fn split(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn split(&self) -> Option<(&[u8], &[u8])> {
         if self.is_root() {
             return None;
         }
@@ -57,7 +61,7 @@ impl EntryPath {
 
     /// What the last component asks for. A whiteout's prefix on any other component is refused: no file can live
     /// below a whiteout.
-    pub(super) fn marker(&self) -> Result<Marker<'_>> {
+    pub(crate) fn marker(&self) -> Result<Marker<'_>> {
         let Some((directory, name)) = self.split() else { return Ok(Marker::None) };
         for component in directory.split(|byte| *byte == b'/') {
             match component {
@@ -97,7 +101,7 @@ const AUFS: &[u8] = b".wh..wh.";
 
 /// What a file name stands for (OCI image spec, layer.md, "Whiteouts").
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Marker<'a> {
+pub(crate) enum Marker<'a> {
     /// A file.
     None,
     /// This name of the layers below is gone.
@@ -109,7 +113,7 @@ pub(super) enum Marker<'a> {
 }
 
 /// Hostile bytes as they may stand in a message: escaped and not too long.
-pub(super) struct Shown<'a>(pub(super) &'a [u8]);
+pub(crate) struct Shown<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Debug for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,11 +128,11 @@ impl fmt::Debug for Shown<'_> {
 }
 
 /// Joins a directory below the root, which may be empty, and a name.
-pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_owned() } else { [directory, b"/", name].concat() }
 }
 
-pub(super) fn os(bytes: &[u8]) -> &OsStr {
+pub(crate) fn os(bytes: &[u8]) -> &OsStr {
     OsStr::from_bytes(bytes)
 }
 

@@ -92,6 +92,11 @@ impl Root {
         Ok(Self { fd, location, limits, last: RefCell::new(None) })
     }
 
+    #[cfg(test)]
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -175,7 +180,10 @@ impl Root {
                     let place = Place { parent, name: directory[start..end].to_owned() };
                     self.check(&place)?;
                     match rustix::fs::mkdirat(&*place.parent, place.name(), Mode::from_raw_mode(0o755)) {
-                        Ok(()) => made(place.resolved()),
+                        Ok(()) => {
+                            own(&place).map_err(|e| unreachable(&directory[..end], e))?;
+                            made(place.resolved());
+                        }
                         Err(Errno::EXIST) => {
                             let shown = Shown(&directory[..end]);
                             let message = format!("is below {shown:?}, a symbolic link to nothing");
@@ -204,6 +212,14 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// A new directory inherits its parent's group and set-group-id bit, and the umask takes from its mode; one that no
+/// entry describes is to be root's, and the same everywhere.
+fn own(place: &Place) -> Result<(), Errno> {
+    let gid = rustix::process::getegid();
+    rustix::fs::chownat(&*place.parent, place.name(), None, Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::chmodat(&*place.parent, place.name(), Mode::from_raw_mode(0o755), AtFlags::empty())
 }
 
 /// Where an open directory is, by the kernel's own account.

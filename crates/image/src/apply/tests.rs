@@ -8,14 +8,14 @@ use tempfile::TempDir;
 use super::*;
 
 /// A layer in the making. Paths and links are written as they are, which tar programs would not do.
-struct LayerBuilder(Builder<Vec<u8>>);
+pub(crate) struct LayerBuilder(Builder<Vec<u8>>);
 
 impl LayerBuilder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Builder::new(Vec::new()))
     }
 
-    fn header(kind: EntryType, path: &str) -> Header {
+    pub(crate) fn header(kind: EntryType, path: &str) -> Header {
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(kind);
@@ -27,44 +27,44 @@ impl LayerBuilder {
         header
     }
 
-    fn with(mut self, mut header: Header, data: &[u8]) -> Self {
+    pub(crate) fn with(mut self, mut header: Header, data: &[u8]) -> Self {
         header.set_size(data.len() as u64);
         header.set_cksum();
         self.0.append(&header, data).unwrap();
         self
     }
 
-    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+    pub(crate) fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
         self.0.append_pax_extensions(records.iter().copied()).unwrap();
         self
     }
 
-    fn file(self, path: &str, data: &str) -> Self {
+    pub(crate) fn file(self, path: &str, data: &str) -> Self {
         let header = Self::header(EntryType::Regular, path);
         self.with(header, data.as_bytes())
     }
 
-    fn directory(self, path: &str) -> Self {
+    pub(crate) fn directory(self, path: &str) -> Self {
         let mut header = Self::header(EntryType::Directory, path);
         header.set_mode(0o750);
         self.with(header, b"")
     }
 
-    fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
+    pub(crate) fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
         let mut header = Self::header(kind, path);
         header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
         self.with(header, b"")
     }
 
-    fn symlink(self, path: &str, target: &str) -> Self {
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Self {
         self.link(EntryType::Symlink, path, target)
     }
 
-    fn hard_link(self, path: &str, target: &str) -> Self {
+    pub(crate) fn hard_link(self, path: &str, target: &str) -> Self {
         self.link(EntryType::Link, path, target)
     }
 
-    fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
@@ -85,8 +85,9 @@ impl Tree {
 
     fn apply(&self, layers: Vec<LayerBuilder>) -> Result<()> {
         let mut applier = Applier::new(&self.path(""), self.limits)?;
+        let mut spent = Spent::new(self.limits);
         for layer in layers {
-            applier.layer(layer.bytes().as_slice())?;
+            read_layer(layer.bytes().as_slice(), &self.limits, &mut spent, &mut applier)?;
         }
         applier.finish()
     }
@@ -121,8 +122,15 @@ impl Tree {
     }
 }
 
-fn layer() -> LayerBuilder {
+pub(crate) fn layer() -> LayerBuilder {
     LayerBuilder::new()
+}
+
+impl Applier {
+    fn layer(&mut self, reader: impl std::io::Read) -> Result<()> {
+        let limits = self.root.limits();
+        read_layer(reader, &limits, &mut Spent::new(limits), self)
+    }
 }
 
 #[test]
@@ -462,6 +470,106 @@ fn a_header_that_claims_gigabytes_is_not_read_into_memory() {
 }
 
 #[test]
+fn every_sparse_form_of_gnu_tar_makes_the_same_file() {
+    let tree = Tree::new();
+    let file = tree.path("sparse");
+    let packed = File::create(&file).unwrap();
+    packed.set_len(3 << 20).unwrap();
+    for at in [0, 1 << 20, (2 << 20) + 5] {
+        std::os::unix::fs::FileExt::write_all_at(&packed, b"some data", at).unwrap();
+    }
+    let wanted = fs::read(&file).unwrap();
+    for version in ["0.0", "0.1", "1.0"] {
+        let output = std::process::Command::new("tar")
+            .args(["--sparse", "--format=posix", &format!("--sparse-version={version}"), "-cf", "-", "-C"])
+            .arg(tree.path(""))
+            .arg("sparse")
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let other = Tree::new();
+        let mut applier = Applier::new(&other.path(""), other.limits).unwrap();
+        applier.layer(output.stdout.as_slice()).unwrap();
+        applier.finish().unwrap();
+        assert!(fs::read(other.path("sparse")).unwrap() == wanted, "{version} differs");
+        assert!(
+            fs::metadata(other.path("sparse")).unwrap().blocks() * 512 < 1 << 20,
+            "{version} has no holes"
+        );
+    }
+}
+
+#[test]
+fn without_rights_a_tree_is_as_close_as_it_can_be() {
+    const NAME: &str = "apply::tests::without_rights_a_tree_is_as_close_as_it_can_be";
+    const PLACE: &str = "APPLY_TEST_PLACE";
+    if let Some(place) = std::env::var_os(PLACE) {
+        let root = std::path::PathBuf::from(place);
+        let mut device = LayerBuilder::header(EntryType::Char, "d/null");
+        device.set_device_major(1).unwrap();
+        device.set_device_minor(3).unwrap();
+        let mut closed = LayerBuilder::header(EntryType::Directory, "closed");
+        closed.set_mode(0o500);
+        let attribute: &[(&str, &[u8])] = &[("SCHILY.xattr.trusted.x", b"1"), ("SCHILY.xattr.user.y", b"2")];
+        let layers = layer()
+            .with(closed, b"")
+            .file("closed/f", "x")
+            .with(device, b"")
+            .pax(attribute)
+            .file("d/attributed", "y")
+            .file("d/gone", "z");
+        let mut applier = Applier::new(&root, Limits::default()).unwrap();
+        applier.layer(layers.bytes().as_slice()).unwrap();
+        applier.layer(layer().file("closed/second", "2").file("d/.wh.gone", "").bytes().as_slice()).unwrap();
+        applier.finish().unwrap();
+        let found = |name: &str| fs::symlink_metadata(root.join(name)).unwrap();
+        assert_eq!(found("closed").permissions().mode() & 0o7777, 0o500);
+        assert_eq!(fs::read_to_string(root.join("closed/second")).unwrap(), "2");
+        assert_eq!(fs::read_to_string(root.join("closed/f")).unwrap(), "x");
+        assert!(found("d/null").is_file() && found("d/null").len() == 0);
+        assert_eq!(found("d/null").permissions().mode() & 0o7777, 0o644);
+        assert_eq!(xattr(&root.join("d/attributed"), "user.y"), Some(b"2".to_vec()));
+        assert!(!root.join("d/gone").exists());
+        return;
+    }
+    // As root of a user namespace of its own, and as nobody in particular.
+    let ways: [(&str, &[&str]); 2] = [
+        ("unshare", &["--map-root-user"]),
+        ("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"]),
+    ];
+    for (program, arguments) in ways {
+        let place = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(place.path(), Some(65534), Some(65534)).unwrap();
+        if program == "unshare" {
+            std::os::unix::fs::chown(place.path(), Some(0), Some(0)).unwrap();
+        }
+        // Where everybody may execute it.
+        let program_copy = place.path().join("test");
+        fs::copy(std::env::current_exe().unwrap(), &program_copy).unwrap();
+        let root = place.path().join("root");
+        fs::create_dir(&root).unwrap();
+        if program == "setpriv" {
+            std::os::unix::fs::chown(&root, Some(65534), Some(65534)).unwrap();
+        }
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .arg(&program_copy)
+            .args(["--exact", NAME, "--nocapture"])
+            .env(PLACE, &root)
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if said.contains("unshare failed") {
+            println!("skipped: user namespaces do not work here: {said}");
+            continue;
+        }
+        assert!(output.status.success() && said.contains("1 passed"), "{program}: {said}");
+    }
+}
+
+#[test]
 fn a_sparse_file_counts_whole_and_takes_no_space() {
     let tree = Tree::new();
     let file = tree.outside.path().join("root/sparse");
@@ -494,7 +602,7 @@ fn broken_and_unknown_entries_are_named() {
         Tree::refused(vec![layer().with(LayerBuilder::header(EntryType::new(b'V'), "volume"), b"")]);
     assert_eq!(kind, ErrorKind::Invalid);
     assert!(chain.contains("'V'") && chain.contains("volume"), "{chain}");
-    let (kind, chain) = Tree::refused(vec![layer().pax(&[("GNU.sparse.major", b"1")]).file("s", "")]);
+    let (kind, chain) = Tree::refused(vec![layer().pax(&[("GNU.sparse.major", b"2")]).file("s", "")]);
     assert_eq!(kind, ErrorKind::Unsupported);
     assert!(chain.contains("--sparse"), "{chain}");
     let mut owner = LayerBuilder::header(EntryType::Regular, "owner");

@@ -58,7 +58,7 @@ pub(super) fn scan(target: &Target<'_>, path: &Path) -> Result<Scan> {
         return scan_plain(path, reader.into_inner(), None);
     }
     // Reading names only is quick for a root file system, which shows itself at once.
-    let stream = decompressed(reader).map_err(|e| not_a_tar(path, e))?;
+    let stream = decompressed(reader, target.limits.ratio).map_err(|e| not_a_tar(path, e))?;
     let (tap, headers) = Tap::new(stream);
     let mut archive = tar::Archive::new(tap);
     let entries = archive.entries().map_err(|e| not_a_tar(path, e))?;
@@ -66,7 +66,9 @@ pub(super) fn scan(target: &Target<'_>, path: &Path) -> Result<Scan> {
         return Ok(Scan::RootFs);
     }
     let (temporary, mut copy) = target.layout.temporary_file()?;
-    let mut stream = decompressed(open(path)?).map_err(|e| not_a_tar(path, e))?.take(target.limits.bytes);
+    let mut stream = decompressed(open(path)?, target.limits.ratio)
+        .map_err(|e| not_a_tar(path, e))?
+        .take(target.limits.bytes);
     io::copy(&mut stream, &mut copy).map_err(|e| Error::io("decompress", path, e))?;
     if stream.limit() == 0 {
         let message = format!("{} decompresses to more than {} bytes", path.display(), target.limits.bytes);

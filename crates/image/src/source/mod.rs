@@ -27,7 +27,9 @@ use crate::progress::Progress;
 use crate::{Error, ErrorKind, Result};
 use content::{Content, Directory};
 use members::{Members, Scan};
-pub(crate) use oci::diff_ids;
+#[cfg(fuzzing)]
+pub(crate) use oci::fuzz_index;
+pub(crate) use oci::{FULL_NAME, check_layer_count, check_layer_type, diff_ids, digest as digest_of};
 
 /// Where an import goes: the store's blobs, what they may hold, and who watches.
 pub(crate) struct Target<'a> {
@@ -38,7 +40,7 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     fn blobs(&self) -> Blobs<'_> {
-        Blobs { layout: self.layout, max_layer: self.limits.bytes }
+        Blobs { layout: self.layout, limits: self.limits }
     }
 }
 
@@ -98,20 +100,9 @@ fn open(path: &Path) -> Result<BufReader<File>> {
     Ok(BufReader::with_capacity(256 << 10, file))
 }
 
-/// An image's name as people write it: docker's registry and its `library` go without saying.
-fn familiar(name: &str) -> &str {
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    name.strip_prefix("library/").unwrap_or(name)
-}
-
-/// The same for a name that is one already.
-pub(crate) fn familiar_reference(reference: &ImageReference) -> ImageReference {
-    named(reference.as_str()).unwrap_or_else(|| reference.clone())
-}
-
 /// A name from an archive, if it is one.
 fn named(name: &str) -> Option<ImageReference> {
-    ImageReference::parse(familiar(name)).ok()
+    ImageReference::parse(name).ok()
 }
 
 /// A name after the file, for an archive that does not say: `debian 12.tar.gz` is `debian-12`.
@@ -152,12 +143,5 @@ mod tests {
         assert_eq!(name("rootfs.tzst").unwrap(), "rootfs:latest");
         assert_eq!(name("a_b").unwrap(), "a_b:latest");
         assert_eq!(name("/x/.tar").unwrap_err().kind(), ErrorKind::Ambiguous);
-    }
-
-    #[test]
-    fn the_default_registry_goes_without_saying() {
-        assert_eq!(familiar("docker.io/library/busybox:1"), "busybox:1");
-        assert_eq!(familiar("docker.io/grafana/loki"), "grafana/loki");
-        assert_eq!(familiar("ghcr.io/library/x"), "ghcr.io/library/x");
     }
 }

@@ -16,7 +16,7 @@ use crate::progress::{Meter, Metered, Step};
 use crate::{Error, ErrorKind, Result};
 
 /// The full name of an image, which containerd and docker add: the standard annotation is often the tag alone.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
 
 /// An index that points to an index that points to … is a trap.
 const MAX_INDEXES: usize = 4;
@@ -58,6 +58,13 @@ pub(super) fn import(
     target.blobs().write_document(&manifest_bytes)?;
     let manifest_size = manifest_bytes.len() as u64;
     Ok(Imported { manifest: manifest_digest, manifest_size, reference })
+}
+
+/// Looks for an image in an index that anybody may have made.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_index(bytes: &[u8]) -> Result<()> {
+    let index: ImageIndex = parse_document(bytes, "the index")?;
+    choose(&index, Path::new("image"), None).map(drop)
 }
 
 /// What an index calls an image.
@@ -168,7 +175,7 @@ fn is_manifest(media_type: &MediaType) -> bool {
 }
 
 /// Compression is told by content; what matters here is that it is a tar and not encrypted.
-fn check_layer_type(media_type: &MediaType) -> Result<()> {
+pub(crate) fn check_layer_type(media_type: &MediaType) -> Result<()> {
     let name = media_type.to_string();
     let known = [".tar", ".tar+gzip", ".tar.gzip", ".tar+zstd", ".tar.zstd"];
     if known.iter().any(|end| name.ends_with(end)) {
@@ -180,7 +187,7 @@ fn check_layer_type(media_type: &MediaType) -> Result<()> {
     ))
 }
 
-fn digest(descriptor: &Descriptor) -> Result<Digest> {
+pub(crate) fn digest(descriptor: &Descriptor) -> Result<Digest> {
     Digest::parse(descriptor.digest().as_ref()).map_err(|e| {
         Error::caused(ErrorKind::Unsupported, "image names content by a digest that is not supported", e)
     })
@@ -201,14 +208,21 @@ pub(super) fn check_platform(config: &ImageConfiguration, path: &Path) -> Result
     Err(Error::new(ErrorKind::Unsupported, message))
 }
 
+/// Refuses more layers than any image has reason to have.
+pub(crate) fn check_layer_count(layers: usize) -> Result<()> {
+    if layers <= MAX_LAYERS {
+        return Ok(());
+    }
+    let message = format!("image has {layers} layers; at most {MAX_LAYERS} are supported");
+    Err(Error::new(ErrorKind::Invalid, message))
+}
+
 /// The digests of the decompressed layers, one for each layer.
 pub(crate) fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>> {
     let announced = config.rootfs().diff_ids();
-    if announced.len() != layers || layers > MAX_LAYERS {
-        let message = format!(
-            "image has {layers} layers and {} layer digests; at most {MAX_LAYERS} are supported",
-            announced.len()
-        );
+    check_layer_count(layers)?;
+    if announced.len() != layers {
+        let message = format!("image has {layers} layers and {} layer digests", announced.len());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
     let parsed = announced.iter().map(|text| Digest::parse(text));
@@ -237,14 +251,14 @@ pub(super) fn store_layers(
         if target.blobs().has(&known, size) {
             meter.add(size);
             let compression = Compression::Plain;
-            layers.push(StoredLayer { digest: known, size, diff_id: diff_id.clone(), compression });
+            layers.push(StoredLayer { digest: known, size, diff_id: Some(diff_id.clone()), compression });
             continue;
         }
         let layer = target.blobs().write_layer(Metered { reader, meter: &mut meter }, &expected)?;
-        if layer.diff_id != *diff_id {
+        if let Some(found) = layer.diff_id.as_ref().filter(|found| *found != diff_id) {
             let message = format!(
-                "layer {} decompresses to {} where the image says {diff_id}; the image is damaged",
-                layer.digest, layer.diff_id
+                "layer {} decompresses to {found} where the image says {diff_id}; the image is damaged",
+                layer.digest
             );
             return Err(Error::new(ErrorKind::Mismatch, message));
         }

@@ -21,7 +21,8 @@ pub(super) fn import(target: &Target<'_>, path: &Path, wanted: Option<&ImageRefe
     let mut meter = Meter::start(target.progress, Step::Copy, Some(size));
     let layer = target.blobs().write_layer(Metered { reader, meter: &mut meter }, &Expected::default())?;
     let invalid = |e| Error::caused(ErrorKind::Invalid, "cannot describe the image", e);
-    let root = RootFsBuilder::default().typ("layers").diff_ids(vec![layer.diff_id.to_string()]);
+    let diff_id = layer.diff_id.as_ref().unwrap_or(&layer.digest);
+    let root = RootFsBuilder::default().typ("layers").diff_ids(vec![diff_id.to_string()]);
     // No time of creation: equal tars make equal images.
     let config = ImageConfigurationBuilder::default()
         .architecture(architecture())

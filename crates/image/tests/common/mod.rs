@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod mounted;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -121,8 +123,20 @@ pub fn walk(root: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// How much of a tree is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    Whole,
+    /// What squashfs can hold: whole seconds from 1970 to 2106, and no ACLs.
+    Squashfs,
+}
+
 /// What a tree is, file by file: kind, contents, mode, owner, time, links and attributes.
 pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
+    snapshot_view(root, View::Whole)
+}
+
+fn snapshot_view(root: &Path, view: View) -> BTreeMap<PathBuf, String> {
     let mut first_name: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
     let mut paths = walk(root);
     paths.push(root.to_owned());
@@ -146,9 +160,16 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
             format!("file {} {digest:02x?} same as {first:?}", found.len())
         };
         let mode = found.permissions().mode() & 0o7777;
-        let time = (found.mtime(), found.mtime_nsec());
+        let mut time = (found.mtime(), found.mtime_nsec());
         let owner = (found.uid(), found.gid());
-        let attributes = xattrs(&path);
+        let mut attributes = xattrs(&path);
+        if view == View::Squashfs {
+            time = (time.0.clamp(0, u32::MAX.into()), 0);
+            attributes.retain(|name, _| !name.starts_with("system."));
+            if path == root {
+                attributes.clear();
+            }
+        }
         described.insert(name, format!("{content} {mode:o} {owner:?} {time:?} {attributes:?}"));
     }
     described
@@ -156,7 +177,11 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
 
 fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0; 1 << 16];
-    let length = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap();
+    let length = match rustix::fs::llistxattr(path, names.as_mut_slice()) {
+        // A squashfs in which no file has any.
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        length => length.unwrap(),
+    };
     let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     names
         .map(|name| {
@@ -171,7 +196,12 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Compares two trees and says which files differ.
 pub fn assert_same(found: &Path, wanted: &Path) {
-    let (found, wanted) = (snapshot(found), snapshot(wanted));
+    assert_same_view(found, wanted, View::Whole);
+}
+
+/// The same for a part of what there is to see.
+pub fn assert_same_view(found: &Path, wanted: &Path, view: View) {
+    let (found, wanted) = (snapshot_view(found, view), snapshot_view(wanted, view));
     let mut differences = Vec::new();
     for path in found.keys().chain(wanted.keys()) {
         if found.get(path) != wanted.get(path) {

@@ -1,6 +1,7 @@
 //! Mounts: file systems of the guest's kernel, and host paths that arrive through the share.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::Path;
 
 use beta9_runtime::Result;
@@ -11,11 +12,11 @@ use rustix::mount::MountFlags;
 
 use super::{absolute, invalid, unsupported};
 
-pub(super) fn translate(mounts: &[Mount], binds: &[BindMount]) -> Result<Vec<GuestMount>> {
-    mounts.iter().map(|mount| translate_one(mount, binds)).collect()
+pub(super) fn translate(mounts: &[Mount], binds: &[BindMount], own: &Path) -> Result<Vec<GuestMount>> {
+    mounts.iter().map(|mount| translate_one(mount, binds, own)).collect()
 }
 
-fn translate_one(mount: &Mount, binds: &[BindMount]) -> Result<GuestMount> {
+fn translate_one(mount: &Mount, binds: &[BindMount], own: &Path) -> Result<GuestMount> {
     let destination = mount.destination();
     let named = |what: &str| unsupported(&format!("{what} on the mount at {}", destination.display()));
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
@@ -38,27 +39,41 @@ fn translate_one(mount: &Mount, binds: &[BindMount]) -> Result<GuestMount> {
             Meaning::Data => data.push(option.as_str()),
         }
     }
-    let source = if is_bind {
-        let (source, access) = shared(mount, binds)?;
-        if access == MountAccess::ReadOnly {
-            flags |= MountFlags::RDONLY;
-        }
-        source
-    } else {
-        match mount.typ().as_deref().unwrap_or_default() {
-            "cgroup" | "cgroup2" => MountSource::Filesystem("cgroup2".to_owned()),
-            known @ ("proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue") => {
-                MountSource::Filesystem(known.to_owned())
+    let source =
+        if let Some(file) = mount.source().as_deref().filter(|source| is_bind && source.starts_with(own)) {
+            own_file(file)?
+        } else if is_bind {
+            let (source, access) = shared(mount, binds)?;
+            if access == MountAccess::ReadOnly {
+                flags |= MountFlags::RDONLY;
             }
-            other => return Err(named(&format!("file system {other:?}"))),
-        }
-    };
+            source
+        } else {
+            match mount.typ().as_deref().unwrap_or_default() {
+                "cgroup" | "cgroup2" => MountSource::Filesystem("cgroup2".to_owned()),
+                known @ ("proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue") => {
+                    MountSource::Filesystem(known.to_owned())
+                }
+                other => return Err(named(&format!("file system {other:?}"))),
+            }
+        };
     Ok(GuestMount {
         target: absolute(destination)?,
         source,
         flags: u64::from(flags.bits()),
         data: data.join(","),
     })
+}
+
+/// One of the container's own small files, which goes along as it is now.
+fn own_file(path: &Path) -> Result<MountSource> {
+    const LONGEST: u64 = 128 << 10;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        std::fs::File::open(path)?.take(LONGEST).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    read().map(MountSource::OwnFile).map_err(|e| crate::failed("read", path, e))
 }
 
 /// Which export a bind mount shows. A directory is exported as itself, a file inside a directory of its own.

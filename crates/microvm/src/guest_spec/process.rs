@@ -6,7 +6,8 @@ use oci_spec::runtime::{Capability, LinuxCapabilities, PosixRlimit, PosixRlimitT
 
 use super::{Stdin, absolute, invalid};
 
-pub(super) fn translate(process: &OciProcess, stdin: Stdin) -> Result<Process> {
+/// Translates a process. Whether it has a terminal depends on its streams, which are not in the spec.
+pub(crate) fn translate(process: &OciProcess, stdin: Stdin) -> Result<Process> {
     let args = process.args().clone().unwrap_or_default();
     let env = process.env().clone().unwrap_or_default();
     if args.first().is_none_or(String::is_empty) {
@@ -33,6 +34,9 @@ pub(super) fn translate(process: &OciProcess, stdin: Stdin) -> Result<Process> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         rlimits: process.rlimits().iter().flatten().map(rlimit).collect(),
         stdin: stdin == Stdin::Open,
+        terminal: None,
+        seccomp: Vec::new(),
+        init: false,
     })
 }
 

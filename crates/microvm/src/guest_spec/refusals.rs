@@ -24,6 +24,16 @@ pub(crate) fn refuse_unsupported(spec: &Spec) -> Result<()> {
     }
 }
 
+/// The same for another process of a container.
+pub(crate) fn refuse_unsupported_process(process: &Process) -> Result<()> {
+    let mut refusals = Refusals(None);
+    refuse_process(process, &mut refusals);
+    match refusals.0 {
+        Some(name) => Err(unsupported(&name)),
+        None => Ok(()),
+    }
+}
+
 /// Keeps the first.
 struct Refusals(Option<String>);
 
@@ -49,7 +59,6 @@ fn has_hooks(hooks: &Hooks) -> bool {
 }
 
 fn refuse_process(process: &Process, refusals: &mut Refusals) {
-    refusals.check("process.terminal", process.terminal().unwrap_or(false));
     refusals.check("process.apparmorProfile", process.apparmor_profile().is_some());
     refusals.check("process.selinuxLabel", process.selinux_label().is_some());
     refusals.check("process.oomScoreAdj", process.oom_score_adj().is_some_and(|adjustment| adjustment != 0));
@@ -61,8 +70,6 @@ fn refuse_process(process: &Process, refusals: &mut Refusals) {
 fn refuse_linux(linux: &Linux, refusals: &mut Refusals) {
     refusals.check("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()));
     refusals.check("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()));
-    refusals.check("linux.devices", linux.devices().as_ref().is_some_and(|devices| !devices.is_empty()));
-    refusals.check("linux.seccomp", linux.seccomp().is_some());
     refusals.check("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()));
     refusals.check("linux.intelRdt", linux.intel_rdt().is_some());
     refusals.check("linux.memoryPolicy", linux.memory_policy().is_some());
@@ -89,18 +96,14 @@ fn refuse_linux(linux: &Linux, refusals: &mut Refusals) {
 
 fn refuse_resources(resources: &LinuxResources, refusals: &mut Refusals) {
     if let Some(memory) = resources.memory() {
-        refusals.check("memory.reservation", memory.reservation().is_some());
         refusals.check("memory.swappiness", memory.swappiness().is_some());
         refusals.check("memory.disableOOMKiller", memory.disable_oom_killer().unwrap_or(false));
     }
     if let Some(cpu) = resources.cpu() {
-        refusals.check("cpu.cpus", cpu.cpus().as_ref().is_some_and(|cpus| !cpus.is_empty()));
-        refusals.check("cpu.mems", cpu.mems().as_ref().is_some_and(|mems| !mems.is_empty()));
         refusals.check("cpu.realtimeRuntime", cpu.realtime_runtime().is_some());
         refusals.check("cpu.idle", cpu.idle().is_some_and(|idle| idle != 0));
         refusals.check("cpu.burst", cpu.burst().is_some_and(|burst| burst != 0));
     }
-    refusals.check("resources.blockIO", resources.block_io().is_some());
     refusals.check(
         "resources.hugepageLimits",
         resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()),

@@ -15,6 +15,7 @@
 //! whatever is not in the picture ends the VM with a verdict that says what the guest did.
 
 mod copies;
+mod execs;
 mod frames;
 mod handshake;
 mod host_end;
@@ -32,8 +33,8 @@ use std::time::Duration;
 
 use beta9_runtime::{ContainerStdio, Error, ErrorKind, Marks, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{ContainerId, Exit, Phase};
-use beta9_wire::{ContainerSpec, Operation, Outcome, RootDisk};
+use beta9_types::{ContainerId, ExecId, Exit, Phase, TerminalSize};
+use beta9_wire::{ContainerSpec, Operation, Outcome, Process, RootDisk};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::{Pace, Vm};
@@ -109,9 +110,25 @@ pub(crate) enum Request {
         /// Answered when the guest has answered.
         reply: oneshot::Sender<Result<Outcome>>,
     },
+    /// Execute another process in the container.
+    Exec(Box<Exec>, oneshot::Sender<Result<ExecExit>>),
+    /// Signal a process that was executed.
+    SignalExec(ExecId, i32, oneshot::Sender<Result<()>>),
+    /// Change the size of a terminal: the main process's where no other is named.
+    Resize(Option<ExecId>, TerminalSize, oneshot::Sender<Result<()>>),
     /// End the VM now; answered by the watch.
     Stop,
 }
+
+/// The contents of an exec request.
+pub(crate) struct Exec {
+    pub(crate) id: ExecId,
+    pub(crate) process: Process,
+    pub(crate) stdio: ContainerStdio,
+}
+
+/// How a process that was executed ended, once it has. Closed without it when the container ended first.
+pub(crate) type ExecExit = watch::Receiver<Option<Exit>>;
 
 /// The contents of a create request.
 pub(crate) struct Create {
@@ -137,6 +154,7 @@ pub(crate) struct Sandbox {
     numbers: Arc<AtomicU32>,
     copies: Arc<Copies>,
     answer_deadline: Duration,
+    exec_deadline: Duration,
 }
 
 impl Sandbox {
@@ -161,16 +179,16 @@ impl Sandbox {
         };
         marks.reach(Phase::GuestReady);
         let copies = Arc::new(Copies::serve(copy, vm.dialer, container.clone()));
-        let (requests, queue) = mpsc::channel(8);
+        let (requests, queue) = mpsc::channel(32);
         let (status, seen) = watch::channel(Status::default());
         let owner = Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status);
         tokio::spawn(owner.run());
         let numbers = Arc::default();
-        let answer_deadline = deadlines.answer;
-        Ok((Self { requests, status: seen, numbers, copies, answer_deadline }, kernel))
+        let (answer_deadline, exec_deadline) = (deadlines.answer, deadlines.answer);
+        Ok((Self { requests, status: seen, numbers, copies, answer_deadline, exec_deadline }, kernel))
     }
 
-    async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<()>>) -> Request) -> Result<()> {
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let over = || Error::new(ErrorKind::Failed, "the VM is over");
         self.requests.send(request(reply)).await.map_err(|_| over())?;
@@ -190,6 +208,29 @@ impl Sandbox {
     /// Sends a signal to the container's process, or to all of its processes.
     pub(crate) async fn signal(&self, number: i32, target: SignalTarget) -> Result<()> {
         self.ask(|reply| Request::Signal { number, target, reply }).await
+    }
+
+    /// Executes another process; comes back when it runs.
+    pub(crate) async fn exec(&self, exec: Exec) -> Result<ExecExit> {
+        let answer = self.ask(|reply| Request::Exec(Box::new(exec), reply));
+        match tokio::time::timeout(self.exec_deadline, answer).await {
+            Ok(answer) => answer,
+            // Should it start after all, the owner ends it: nobody takes its answer any more.
+            Err(_) => {
+                let text = format!("the guest did not start it within {} s", self.exec_deadline.as_secs());
+                Err(Error::new(ErrorKind::Timeout, text))
+            }
+        }
+    }
+
+    /// Sends a signal to a process that was executed.
+    pub(crate) async fn signal_exec(&self, exec: ExecId, number: i32) -> Result<()> {
+        self.ask(|reply| Request::SignalExec(exec, number, reply)).await
+    }
+
+    /// Changes the size of a terminal.
+    pub(crate) async fn resize(&self, exec: Option<ExecId>, size: TerminalSize) -> Result<()> {
+        self.ask(|reply| Request::Resize(exec, size, reply)).await
     }
 
     /// Waits for the verdict. May be cancelled and repeated.

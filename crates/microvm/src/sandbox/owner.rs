@@ -6,11 +6,12 @@ use std::time::Duration;
 use beta9_runtime::{Error, ErrorKind, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, Exit, ExitReason};
-use beta9_wire::{FromGuest, GuestExit, Outcome, StartFailure, StreamKind, ToGuest, decode};
+use beta9_wire::{FromGuest, GuestExit, Outcome, StreamKind, ToGuest, decode};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::execs::{Execs, Wanted, start_failure};
 use super::frames::Received;
 use super::handshake::Control;
 use super::streams::{StreamEnd, StreamEvent, Streams};
@@ -19,6 +20,9 @@ use crate::engine::{Vm, describe};
 
 /// Control messages that a guest may send within [`WINDOW`]; the protocol needs a handful.
 const MAX_MESSAGES: u32 = 256;
+/// And so many for each process that it is asked to execute.
+const MESSAGES_OF_EXEC: u32 = 3;
+const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 const WINDOW: Duration = Duration::from_secs(10);
 /// A guest's connection and its VMM end at about the same time; the VMM's end says more.
 const EPILOGUE: Duration = Duration::from_secs(2);
@@ -79,6 +83,7 @@ pub(super) struct Owner {
     streams: Option<Streams>,
     stdout: Option<StreamEnd>,
     stderr: Option<StreamEnd>,
+    execs: Execs,
     stage: Stage,
     operations: HashMap<u32, oneshot::Sender<Result<Outcome>>>,
     window_began: Instant,
@@ -109,6 +114,7 @@ impl Owner {
             streams: None,
             stdout: None,
             stderr: None,
+            execs: Execs::default(),
             stage: Stage::Ready,
             operations: HashMap::new(),
             window_began: Instant::now(),
@@ -206,7 +212,11 @@ impl Owner {
             (Some(Request::Create(create, reply)), Stage::Ready) => {
                 let Some(listener) = self.listener.take() else { return Ok(()) };
                 let super::Create { root, spec, stdio } = *create;
-                self.streams = Some(Streams::serve(listener, self.vm.dialer, container.clone(), stdio));
+                let streams = Streams::serve(listener, self.vm.dialer, container.clone());
+                // A terminal is one stream.
+                self.stderr = stdio.terminal.map(|_| StreamEnd::Whole(0));
+                streams.expect(None, stdio);
+                self.streams = Some(streams);
                 self.stage = Stage::Creating(reply, until);
                 self.control.say(&ToGuest::Create { container, root, spec: Box::new(spec) }).await?;
             }
@@ -233,7 +243,41 @@ impl Owner {
                 let text = format!("container {container} {}", self.stage.describe());
                 let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
             }
-            (Some(Request::Create(_, reply) | Request::Start(reply) | Request::Signal { reply, .. }), _) => {
+            (Some(Request::Exec(exec, reply)), Stage::Running) => {
+                let super::Exec { id, process, stdio } = *exec;
+                let Some(streams) = &self.streams else { return Ok(()) };
+                if self.execs.contains(&id) {
+                    let text = format!("a process {id} runs in the container already");
+                    let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+                    return Ok(());
+                }
+                self.execs.add(id.clone(), stdio, streams, reply);
+                // The guest answers, and reports the end.
+                self.messages = self.messages.saturating_sub(MESSAGES_OF_EXEC);
+                self.control.say(&ToGuest::Exec { container, exec: id, process: Box::new(process) }).await?;
+            }
+            (Some(Request::SignalExec(exec, signal, reply)), Stage::Running) => {
+                self.control.say(&ToGuest::SignalExec { container, exec, signal }).await?;
+                let _ = reply.send(Ok(()));
+            }
+            (Some(Request::Resize(exec, size, reply)), Stage::Running) => {
+                self.control.say(&ToGuest::Resize { container, exec, size }).await?;
+                let _ = reply.send(Ok(()));
+            }
+            (Some(Request::Exec(_, reply)), stage) => {
+                let text = format!("container {container} {}", stage.describe());
+                let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+            }
+            (
+                Some(
+                    Request::Create(_, reply)
+                    | Request::Start(reply)
+                    | Request::Signal { reply, .. }
+                    | Request::SignalExec(_, _, reply)
+                    | Request::Resize(_, _, reply),
+                ),
+                _,
+            ) => {
                 let text = format!("container {container} {}", self.stage.describe());
                 let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
             }
@@ -270,7 +314,7 @@ impl Owner {
             let _ = reply.send(Ok(outcome));
             return Ok(());
         }
-        self.count_message()?;
+        let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {
                 self.stage = Stage::Created;
@@ -284,7 +328,7 @@ impl Owner {
                 FromGuest::Failed { failure, message, .. },
                 Stage::Creating(reply, _) | Stage::Starting(reply, _),
             ) => {
-                let _ = reply.send(Err(start_failure(failure, &message)));
+                let _ = reply.send(Err(start_failure(failure, printable(&message, MAX_MESSAGE))));
             }
             (FromGuest::Exited { exit, .. }, Stage::Running) => {
                 if exit.signal > 64 {
@@ -307,6 +351,27 @@ impl Owner {
         Ok(())
     }
 
+    /// Takes in what is said of a process beside the main one; gives back what is not.
+    async fn hear_exec(&mut self, message: FromGuest) -> std::result::Result<Option<FromGuest>, Violation> {
+        match message {
+            FromGuest::ExecStarted { exec, .. } => {
+                if self.execs.started(&exec)? == Wanted::No {
+                    let container = self.container.clone();
+                    self.control.say(&ToGuest::SignalExec { container, exec, signal: SIGKILL }).await?;
+                }
+            }
+            FromGuest::ExecFailed { exec, failure, message, .. } => {
+                self.execs.failed(&exec, start_failure(failure, printable(&message, MAX_MESSAGE)))?;
+                if let Some(streams) = &self.streams {
+                    streams.forget(&exec);
+                }
+            }
+            FromGuest::ExecExited { exec, exit, .. } => self.execs.exited(&exec, exit)?,
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+
     fn count_message(&mut self) -> std::result::Result<(), Violation> {
         if self.window_began.elapsed() > WINDOW {
             (self.window_began, self.messages) = (Instant::now(), 0);
@@ -325,7 +390,10 @@ impl Owner {
             | FromGuest::Started { container }
             | FromGuest::Failed { container, .. }
             | FromGuest::Exited { container, .. }
-            | FromGuest::Operated { container, .. } => container,
+            | FromGuest::Operated { container, .. }
+            | FromGuest::ExecStarted { container, .. }
+            | FromGuest::ExecFailed { container, .. }
+            | FromGuest::ExecExited { container, .. } => container,
         };
         if *container != self.container {
             return Err(Violation::new(format!("it spoke of container {container}, which it does not hold")));
@@ -441,14 +509,8 @@ fn name(message: &FromGuest) -> &'static str {
         FromGuest::Failed { .. } => "failed",
         FromGuest::Exited { .. } => "exited",
         FromGuest::Operated { .. } => "operated",
+        FromGuest::ExecStarted { .. } => "that a process started",
+        FromGuest::ExecFailed { .. } => "that a process failed to start",
+        FromGuest::ExecExited { .. } => "that a process exited",
     }
-}
-
-fn start_failure(failure: StartFailure, message: &str) -> Error {
-    let kind = match failure {
-        StartFailure::Setup => ErrorKind::Failed,
-        StartFailure::CannotExecute => ErrorKind::CannotExecute,
-        StartFailure::NotFound => ErrorKind::NotFound,
-    };
-    Error::new(kind, printable(message, MAX_MESSAGE))
 }

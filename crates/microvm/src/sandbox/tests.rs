@@ -19,6 +19,8 @@ use beta9_wire::{
     StreamKind, StreamOpen, ToGuest, WritableLayer, decode, read_frame, write_data, write_message,
 };
 
+mod execs;
+
 use super::*;
 use crate::engine::{Host, Process, Tail, VSOCK, VmDirectory};
 use crate::guest_spec::{Stdin, translate};
@@ -58,12 +60,14 @@ fn stdio() -> (ContainerStdio, Client) {
     let ((stdin, to), (from, stdout), (from_too, stderr)) = (pipe(), pipe(), pipe());
     let file = |fd: OwnedFd| File::from(fd);
     let client = Client { stdin: Some(file(to)), stdout: file(from), stderr: file(from_too) };
-    (ContainerStdio { stdin: Some(stdin), stdout, stderr }, client)
+    (ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None }, client)
 }
 
 fn create(stdio: ContainerStdio) -> Create {
     let spec = r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/"}}"#;
-    let spec = translate(&serde_json::from_str(spec).unwrap(), &[], Stdin::Open).unwrap();
+    let spec =
+        translate(&serde_json::from_str(spec).unwrap(), &[], std::path::Path::new("/own"), Stdin::Open)
+            .unwrap();
     let root = RootDisk { drive: 0, format: "erofs".into(), writable: WritableLayer::Drive(1) };
     Create { root, spec, stdio }
 }

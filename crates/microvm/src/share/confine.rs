@@ -233,8 +233,13 @@ mod tests {
         // Programs inherit the filter of the thread that starts them; perl is in every Debian.
         let errno = || {
             let script = format!("syscall({SYS_OPEN_BY_HANDLE_AT}, -1, 0, 0); print $! + 0");
-            let output = std::process::Command::new("perl").args(["-e", &script]).output().unwrap();
-            String::from_utf8(output.stdout).unwrap().parse::<i32>().unwrap()
+            let mut perl = std::process::Command::new("perl");
+            let mut child = perl.args(["-e", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut said).unwrap();
+            // The reaper of another test may have collected it.
+            let _ = child.wait();
+            said.parse::<i32>().unwrap()
         };
         let refused = rustix::io::Errno::PERM.raw_os_error();
         assert_ne!(errno(), refused, "without the filter only the arguments are wrong");

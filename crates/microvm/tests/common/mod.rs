@@ -235,7 +235,7 @@ impl<'a> Story<'a> {
                 scratch: Some(scratch.clone()),
             },
             mounts: self.mounts.clone(),
-            stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr },
+            stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None },
             cgroup: cgroup.clone(),
             marks: marks.clone(),
         };

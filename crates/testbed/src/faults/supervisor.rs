@@ -4,13 +4,13 @@ use anyhow::{Result, bail, ensure};
 use beta9_types::RuntimeKind;
 
 use super::at;
-use super::traces::{self, Places, Trace, Watch};
+use super::traces::{self, Haste, Places, Trace, Watch};
 use crate::processes::{self, kill};
 use crate::world::Container;
 use crate::{Running, Site, World};
 
 /// How often a step is tried that may be over before it can be hit.
-const ATTEMPTS: usize = 10;
+const ATTEMPTS: usize = 30;
 
 pub(super) fn is_killed_while_running(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
@@ -55,6 +55,7 @@ pub(super) fn is_killed_at_the_start(runtime: RuntimeKind) -> Result<()> {
                 places.reach(*done)?;
                 kill(process)?;
                 is_hit = !places.has(*next);
+                drop(places);
                 // Killed in time it failed; and it may have been up by then.
                 let finished = client.finish()?;
                 ensure!(finished.code() == 125 || !is_hit, "a start that was cut short\n{finished}");
@@ -84,6 +85,7 @@ pub(super) fn is_killed_while_cleaning_up(runtime: RuntimeKind) -> Result<()> {
             // It may be quicker than we are; then there is nothing to kill.
             let killed = kill(process);
             let is_hit = !places.is_cleaned();
+            drop(places);
             client.finish()?;
             if is_hit {
                 killed?;
@@ -109,8 +111,10 @@ fn begin<'w, 'a>(
     let containers = site.root().join("containers");
     let watch = Watch::over(&containers)?;
     let (container, client) = world.run_kept_aside(&["-d"], command)?;
+    // Only now, so that the container's processes do not inherit it: who is told of a trace has to be quick.
+    let haste = Haste::make();
     let directory = watch.first_entry(&containers)?;
-    Ok((container, client, Places::new(directory, site.vms(runtime))?))
+    Ok((container, client, Places::new(directory, site.vms(runtime), haste)?))
 }
 
 fn is_lost(container: &Container<'_, '_>) -> Result<()> {

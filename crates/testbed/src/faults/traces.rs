@@ -20,7 +20,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
-use rustix::process::Pid;
+use rustix::process::{Pid, setpriority_process};
 use serde_json::Value;
 
 /// An emulated VM in a nested machine takes long to boot.
@@ -124,13 +124,32 @@ pub(super) struct Places {
     pub(super) container: PathBuf,
     /// The directory of all VMs of the runtime.
     vms: PathBuf,
+    _haste: Haste,
+}
+
+/// While it lives, its thread is scheduled before everything else of the machine. Processes started by the thread
+/// meanwhile would be, too.
+pub(super) struct Haste(());
+
+impl Haste {
+    pub(super) fn make() -> Self {
+        // Where it is not allowed, more attempts are needed.
+        let _ = setpriority_process(None, -20);
+        Self(())
+    }
+}
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        let _ = setpriority_process(None, 0);
+    }
 }
 
 impl Places {
-    pub(super) fn new(container: PathBuf, vms: PathBuf) -> Result<Self> {
+    pub(super) fn new(container: PathBuf, vms: PathBuf, haste: Haste) -> Result<Self> {
         let watch = Watch::over(&container)?;
         watch.add(&vms)?;
-        Ok(Self { watch, container, vms })
+        Ok(Self { watch, container, vms, _haste: haste })
     }
 
     fn vm(&self) -> PathBuf {

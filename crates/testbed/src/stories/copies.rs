@@ -18,7 +18,8 @@ stories![
     Full a_container_that_is_over_has_its_files,
 ];
 
-const SLEEPER: &str = "mkdir -p /work/sub; echo inside > /work/file; echo deep > /work/sub/deep; mkfifo /work/pipe
+const SLEEPER: &str =
+    "mkdir -p /work/sub; echo inside > /work/file; echo deep > /work/sub/deep; mkfifo /work/pipe
     echo ready; while true; do sleep 0.2; done";
 
 /// Says the words of a file when it is told to.

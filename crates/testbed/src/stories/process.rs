@@ -129,7 +129,7 @@ fn arguments_are_passed_on_as_they_are(world: &World<'_>) -> Result<()> {
 }
 
 fn loopback_works(world: &World<'_>) -> Result<()> {
-    let script = "(echo through loopback | nc -l -p 4000) & \
+    let script = "nc -l -p 4000 -e echo through loopback & \
                   for try in 1 2 3 4 5 6 7 8 9; do nc 127.0.0.1 4000 </dev/null && exit 0; sleep 1; done; exit 1";
     let finished = world.shell(script)?.ends_with(0)?;
     ensure!(finished.out() == "through loopback", "expected one line\n{finished}");

@@ -17,10 +17,12 @@ stories![
     Full stdin_is_at_its_end_unless_asked_for,
     Full a_command_may_ignore_its_stdin,
     Full output_arrives_while_the_command_runs,
+    Full a_large_input_comes_back_byte_identical,
+    Full a_filter_gets_its_whole_input,
 ];
 
 /// Bytes that no text could pass for, the same every time.
-fn noise(len: usize) -> Vec<u8> {
+pub(super) fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = || {
         // xorshift64.
@@ -99,5 +101,32 @@ fn output_arrives_while_the_command_runs(world: &World<'_>) -> Result<()> {
         cat.stdout_shows(line)?;
     }
     cat.finish()?.prints("first\nsecond")?;
+    Ok(())
+}
+
+/// Bytes of the large round trip: `BETA9_ROUND_TRIP` of them, else 10 MB.
+fn round_trip() -> usize {
+    std::env::var("BETA9_ROUND_TRIP").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000_000)
+}
+
+fn a_large_input_comes_back_byte_identical(world: &World<'_>) -> Result<()> {
+    let sent = noise(round_trip());
+    let finished = world.invocation(&["-i"], &["cat"]).input(sent.clone()).finish()?.ends_with(0)?;
+    ensure!(finished.stdout == sent, "sent {} bytes, received {} others", sent.len(), finished.stdout.len());
+    Ok(())
+}
+
+fn a_filter_gets_its_whole_input(world: &World<'_>) -> Result<()> {
+    let lines: String = (0..20_000).rev().map(|number| format!("{number:05}\n")).collect();
+    let sorted: String = (0..20_000).map(|number| format!("{number:05}\n")).collect();
+    let times = if world.runtime().is_microvm() { 3 } else { 10 };
+    for time in 1..=times {
+        let finished = world.invocation(&["-i"], &["sort"]).input(lines.clone()).finish()?.ends_with(0)?;
+        ensure!(
+            finished.stdout == sorted.as_bytes(),
+            "time {time} of {times}: {} bytes came",
+            finished.stdout.len()
+        );
+    }
     Ok(())
 }

@@ -56,6 +56,11 @@ impl Group {
         self.write("cgroup.procs", &pid.as_raw_nonzero().to_string())
     }
 
+    /// What is needed to move processes into the group, also while it is being removed.
+    pub(super) fn door(&self) -> Door {
+        Door(self.directory.join("cgroup.procs"))
+    }
+
     /// Every process of the group.
     pub(super) fn processes(&self) -> Vec<Pid> {
         self.cgroup.processes()
@@ -85,6 +90,17 @@ impl Group {
             let _ = poll(&mut [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::PRI)], Some(&timeout));
         }
         true
+    }
+}
+
+/// The way into a group.
+pub(super) struct Door(PathBuf);
+
+impl Door {
+    /// Moves a process into the group.
+    pub(super) fn add(&self, pid: Pid) -> Result<()> {
+        let pid = pid.as_raw_nonzero().to_string();
+        fs::write(&self.0, pid).context(|| "move a process into the container's cgroup")
     }
 }
 

@@ -21,10 +21,14 @@ pub(super) fn assume(process: &Process) -> Result<()> {
     // Its streams are pipes, which a process opens again by /dev/stdout only if they are its own.
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     for (index, stream) in streams.into_iter().enumerate() {
-        let null = index == 0 && !process.stdin;
+        let null = index == 0 && !process.stdin && process.terminal.is_none();
         if !null {
             fchown(stream, Some(uid), None).context(|| format!("give descriptor {index} to the user"))?;
         }
+    }
+    // Without new privileges anybody may; else only who still has the right to.
+    if !process.no_new_privileges {
+        filter(process)?;
     }
     drop_bounding(process.capabilities.bounding)?;
     set_keep_capabilities(true).context(|| "keep capabilities over the change of user")?;
@@ -35,8 +39,16 @@ pub(super) fn assume(process: &Process) -> Result<()> {
     set_keep_capabilities(false).context(|| "forget capabilities at the next change of user")?;
     if process.no_new_privileges {
         set_no_new_privs(true).context(|| "give up new privileges")?;
+        filter(process)?;
     }
     Ok(())
+}
+
+/// From here on the filters have a say in every call of this process.
+fn filter(process: &Process) -> Result<()> {
+    process.seccomp.iter().try_for_each(|program| {
+        beta9_sys::seccomp::install(program).context(|| "install the filter of system calls")
+    })
 }
 
 /// All ones means "leave as it is" to the kernel.

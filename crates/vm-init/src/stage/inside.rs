@@ -7,10 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use beta9_sys::program::{set_resource_limit, take_passed_descriptor};
-use beta9_wire::{Frame, decode, read_frame, write_message};
+use beta9_wire::{Frame, Process, decode, read_frame, write_message};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use super::terminal::{self, Console};
 use super::{Answer, Execute, Orders, identity, mounts, program, tree};
 use crate::failure::{Context, Failure, Result};
 
@@ -34,13 +35,13 @@ pub(crate) fn run(descriptor: RawFd) -> ExitCode {
 
 fn become_container(socket: &mut UnixStream) -> Result<Infallible> {
     let orders: Orders = receive(socket)?;
-    prepare(&orders)?;
+    prepare(&orders, socket)?;
     write_message(socket, &Answer::Prepared).context(|| "tell PID 1")?;
     let Execute = receive(socket)?;
     program::execute(&orders.spec.process)
 }
 
-fn receive<T: serde::de::DeserializeOwned>(socket: &mut UnixStream) -> Result<T> {
+pub(super) fn receive<T: serde::de::DeserializeOwned>(socket: &mut UnixStream) -> Result<T> {
     match read_frame(socket).context(|| "hear PID 1")? {
         Frame::Message(body) => decode("stage", &body).context(|| "understand PID 1"),
         Frame::Data(_) => Err(Failure::refused("PID 1 is confused")),
@@ -49,7 +50,7 @@ fn receive<T: serde::de::DeserializeOwned>(socket: &mut UnixStream) -> Result<T>
 
 /// Everything up to the exec. What needs the machine's `/proc` comes before the pivot, what needs rights before the
 /// identity.
-fn prepare(orders: &Orders) -> Result<()> {
+fn prepare(orders: &Orders, socket: &mut UnixStream) -> Result<()> {
     let spec = &orders.spec;
     let process = &spec.process;
     // Modes are meant as they are written, those of device nodes above all.
@@ -70,7 +71,14 @@ fn prepare(orders: &Orders) -> Result<()> {
     // PID 1 is spared by the kernel's memory killer, and its children inherited that.
     fs::write("/proc/self/oom_score_adj", "0").context(|| "write /proc/self/oom_score_adj")?;
     tree::enter(root)?;
+    if let Some(size) = process.terminal {
+        terminal::make(socket, size, Console::Shown)?;
+    }
+    assume(process)
+}
 
+/// The limits, the identity and the place of a process. The last steps before its program.
+pub(super) fn assume(process: &Process) -> Result<()> {
     for limit in &process.rlimits {
         set_resource_limit(limit.resource, limit.soft, limit.hard)
             .context(|| format!("set resource limit {}", limit.resource))?;

@@ -1,11 +1,17 @@
 //! The mounts of a container, in the order in which the host names them.
 
 use std::ffi::CString;
+use std::fs::{self, Permissions};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 
-use beta9_wire::{GuestMount, MountSource};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mknodat, openat2, symlinkat};
+use beta9_wire::{GuestDevice, GuestMount, MountSource};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, chownat, fstat, mknodat, openat2, symlinkat,
+};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::process::{Gid, Uid};
 
 use super::paths::{self, Place};
 use super::{Orders, tree};
@@ -42,6 +48,7 @@ const LINKS: [(&str, &str); 5] = [
 
 /// Mounts everything that the container has beside its root.
 pub(super) fn mount_all(root: &OwnedFd, orders: &Orders) -> Result<()> {
+    let mut own_files = OwnFiles::default();
     for wanted in &orders.spec.mounts {
         if wanted.target.split('/').all(|part| part.is_empty() || part == ".") {
             return Err(Failure::refused("a mount over the container's root"));
@@ -51,6 +58,9 @@ pub(super) fn mount_all(root: &OwnedFd, orders: &Orders) -> Result<()> {
             MountSource::SharedDirectory(export) => {
                 share(root, orders, wanted, &export.to_string(), Place::Directory)?;
             }
+            MountSource::OwnFile(content) => {
+                own_file(root, wanted, &mut own_files, content)?;
+            }
             MountSource::SharedFile(export, name) => {
                 if name.is_empty() || name.contains('/') || name == "." || name == ".." {
                     return Err(Failure::refused(format!("a shared file named {name:?}")));
@@ -59,7 +69,59 @@ pub(super) fn mount_all(root: &OwnedFd, orders: &Orders) -> Result<()> {
             }
         }
     }
-    Ok(())
+    orders.spec.devices.iter().try_for_each(|device| make_device(root, device))
+}
+
+/// The files of the container's own so far, on a file system that nobody else sees.
+#[derive(Default)]
+struct OwnFiles(usize);
+
+impl OwnFiles {
+    const PLACE: &str = "/run/beta9-files";
+
+    /// Makes the next one and opens it by path alone.
+    fn make(&mut self, content: &[u8]) -> Result<OwnedFd> {
+        if self.0 == 0 {
+            fs::create_dir_all(Self::PLACE).context(|| "make a place for files")?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount("tmpfs", Self::PLACE, "tmpfs", flags, c"size=1m,mode=0755")
+                .context(|| "mount a place for files")?;
+        }
+        self.0 += 1;
+        let path = format!("{}/{}", Self::PLACE, self.0);
+        fs::write(&path, content).context(|| format!("write {path}"))?;
+        // The mask of modes is empty here.
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).context(|| format!("change {path}"))?;
+        rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .context(|| format!("open {path}"))
+    }
+}
+
+fn own_file(root: &OwnedFd, wanted: &GuestMount, files: &mut OwnFiles, content: &[u8]) -> Result<()> {
+    let source = files.make(content)?;
+    let target = target(root, wanted, Place::File)?;
+    mount_bind(paths::name_of(&source), paths::name_of(&target))
+        .context(|| format!("mount a file on {}", wanted.target))?;
+    let mounted = self::target(root, wanted, Place::File)?;
+    let flags = flags_of(wanted) | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    tree::remount(&mounted, flags).context(|| format!("set the options of {}", wanted.target))
+}
+
+/// Makes a node, unless there is one.
+fn make_device(root: &OwnedFd, device: &GuestDevice) -> Result<()> {
+    let GuestDevice { path, number: (major, minor), mode, owner: (uid, gid) } = device;
+    let what = || format!("make {path}");
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("/", path));
+    let directory = paths::make_directories(root, parent).context(what)?;
+    let mode = Mode::from_raw_mode(mode & 0o777);
+    match mknodat(&directory, name, FileType::CharacterDevice, mode, rustix::fs::makedev(*major, *minor)) {
+        Err(Errno::EXIST) => Ok(()),
+        made => {
+            made.context(what)?;
+            let owner = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+            chownat(&directory, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW).context(what)
+        }
+    }
 }
 
 fn flags_of(wanted: &GuestMount) -> MountFlags {

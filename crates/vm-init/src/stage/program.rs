@@ -33,6 +33,13 @@ pub(super) fn execute(process: &Process) -> Result<Infallible> {
     };
     let (arguments, environment) = (strings(&process.args)?, strings(&process.env)?);
     let path = CString::new(path).context(|| "the program's path")?;
+    let (path, arguments) = if process.init {
+        // What it is about to run was found above, so a mistake is the same failure with and without it.
+        let before = [c"beta9-init".to_owned(), c"--".to_owned()];
+        (c"/proc/self/exe".to_owned(), before.into_iter().chain(arguments).collect())
+    } else {
+        (path, arguments)
+    };
     beta9_sys::signals::reset_all();
     let error = beta9_sys::program::execute(&path, &arguments, &environment);
     Err(failure(program, &error))

@@ -41,6 +41,9 @@ pub(crate) fn shell(script: &str) -> Wanted {
                 no_new_privileges: true,
                 rlimits: Vec::new(),
                 stdin: false,
+                terminal: None,
+                seccomp: Vec::new(),
+                init: false,
             },
             hostname: "guest-test".to_owned(),
             mounts: default_mounts(),
@@ -49,6 +52,7 @@ pub(crate) fn shell(script: &str) -> Wanted {
             readonly_root: false,
             resources: Resources::default(),
             sysctls: Vec::new(),
+            devices: Vec::new(),
         },
         input: Vec::new(),
     }

@@ -1,12 +1,16 @@
-//! The commands that do one thing to each of the containers they name: `wait`, `stop`, `kill`, `rm`.
+//! The commands that do one thing to each of the containers they name: `start`, `restart`, `wait`, `stop`,
+//! `kill`, `rm`.
 
 use std::process::ExitCode;
 
-use clap::Args;
+use beta9_types::SignalNumber;
+use clap::{Args, Subcommand};
 
 use crate::api;
-use crate::cli::{Failure, Outcome};
+use crate::cli::filter::{self, Filter};
+use crate::cli::{Failure, Outcome, attach, run, session};
 use crate::client::Client;
+use crate::detach_keys::DetachKeys;
 use crate::terminal;
 
 #[derive(Args)]
@@ -18,9 +22,9 @@ pub(super) struct WaitArgs {
 
 #[derive(Args)]
 pub(super) struct StopArgs {
-    /// Seconds between SIGTERM and SIGKILL.
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
-    time: u64,
+    /// Seconds between its stop signal and SIGKILL; the container's own where absent, which is 10 by default.
+    #[arg(short, long, value_name = "SECONDS", alias = "timeout")]
+    time: Option<u64>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -29,8 +33,11 @@ pub(super) struct StopArgs {
 #[derive(Args)]
 pub(super) struct KillArgs {
     /// The signal, by name (KILL, SIGTERM) or number.
-    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse_signal)]
-    signal: i32,
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    signal: SignalNumber,
+    /// Send it to every process of the container, not only to its main one.
+    #[arg(short, long)]
+    all: bool,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -46,6 +53,110 @@ pub(super) struct RmArgs {
     containers: Vec<String>,
 }
 
+/// What is done to all containers at once.
+#[derive(Subcommand)]
+pub(super) enum ContainerCommand {
+    /// Remove every container that does not run.
+    Prune(PruneArgs),
+}
+
+#[derive(Args)]
+pub(super) struct PruneArgs {
+    /// Do not ask first.
+    #[arg(short, long)]
+    force: bool,
+    /// Only containers that fit, as in label=NAME=VALUE.
+    #[arg(long, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
+}
+
+pub(super) async fn run(client: &mut Client, command: ContainerCommand) -> Outcome {
+    let ContainerCommand::Prune(args) = command;
+    let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    if !args.force {
+        return Err(Failure::new("this removes every container that does not run: say --force to do it"));
+    }
+    let all = client.containers.list(api::ListRequest { all: true }).await?.into_inner().containers;
+    let over = |one: &api::Container| matches!(one.status.as_str(), "created" | "exited");
+    let ids = filter::keep(&filters, all)?.into_iter().filter(over).map(|one| one.id).collect();
+    rm(client, RmArgs { force: false, containers: ids }).await
+}
+
+#[derive(Args)]
+pub(super) struct StartArgs {
+    /// Pass the container's output on, and return its exit code.
+    #[arg(short, long)]
+    attach: bool,
+    /// Pass stdin on, too; for a container that was made with -i.
+    #[arg(short, long)]
+    interactive: bool,
+    /// The keys that leave the container's terminal and let it run on.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// Ids, beginnings of ids, or names.
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct RenameArgs {
+    /// Id, beginning of an id, or name.
+    container: String,
+    /// Its new name.
+    name: String,
+}
+
+pub(super) async fn start(client: &mut Client, args: StartArgs) -> Outcome {
+    if args.attach || args.interactive {
+        let [container] = &args.containers[..] else {
+            return Err(Failure::new("-a and -i are for one container: name one, or leave them out"));
+        };
+        return start_attached(client, container.clone(), args).await;
+    }
+    each(args.containers, async |container| {
+        let request = api::StartRequest { container: container.clone() };
+        let answer = client.containers.start(request).await?.into_inner();
+        started(&container, answer.container)
+    })
+    .await
+}
+
+async fn start_attached(client: &mut Client, container: String, args: StartArgs) -> Outcome {
+    let request = api::StartRequest { container };
+    let known = client.containers.start(request).await?.into_inner().container.unwrap_or_default();
+    let process = session::Process { container: known.id, exec: String::new() };
+    let options = session::Options {
+        stdin: if args.interactive && known.stdin { session::Stdin::PassedOn } else { session::Stdin::Ours },
+        terminal: if known.terminal { session::Terminal::There } else { session::Terminal::None },
+        signals: session::Signals::PassedOn,
+        keys: args.detach_keys,
+    };
+    attach::attach(client, process, options, api::AttachFrom::Start).await
+}
+
+pub(super) async fn restart(client: &mut Client, args: StopArgs) -> Outcome {
+    each(args.containers, async |container| {
+        let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
+        let request = api::RestartRequest { container: container.clone(), grace_ms };
+        let answer = client.containers.restart(request).await?.into_inner();
+        started(&container, answer.container)
+    })
+    .await
+}
+
+/// Prints the container, or why it does not run.
+fn started(name: &str, container: Option<api::Container>) -> Result<(), Failure> {
+    match container.and_then(|container| container.exit) {
+        Some(exit) if exit.reason == "start_failed" => Err(run::failed(&exit)),
+        _ => terminal::line(name),
+    }
+}
+
+pub(super) async fn rename(client: &mut Client, args: RenameArgs) -> Outcome {
+    client.containers.rename(api::RenameRequest { container: args.container, name: args.name }).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) async fn wait(client: &mut Client, args: WaitArgs) -> Outcome {
     each(args.containers, async |container| {
         let answer = client.containers.wait(api::WaitRequest { container }).await?.into_inner();
@@ -56,8 +167,8 @@ pub(super) async fn wait(client: &mut Client, args: WaitArgs) -> Outcome {
 
 pub(super) async fn stop(client: &mut Client, args: StopArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request =
-            api::StopRequest { container: container.clone(), grace_ms: Some(args.time.saturating_mul(1000)) };
+        let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
+        let request = api::StopRequest { container: container.clone(), grace_ms };
         client.containers.stop(request).await?;
         terminal::line(&container)
     })
@@ -66,7 +177,8 @@ pub(super) async fn stop(client: &mut Client, args: StopArgs) -> Outcome {
 
 pub(super) async fn kill(client: &mut Client, args: KillArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request = api::KillRequest { container: container.clone(), signal: args.signal, all: false };
+        let (signal, all, exec) = (args.signal.get(), args.all, String::new());
+        let request = api::KillRequest { container: container.clone(), signal, all, exec };
         client.containers.kill(request).await?;
         terminal::line(&container)
     })
@@ -95,38 +207,4 @@ pub(super) async fn each(
         }
     }
     Ok(code)
-}
-
-/// `KILL`, `SIGKILL`, `sigkill` and `9` are the same signal.
-fn parse_signal(text: &str) -> Result<i32, String> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let number = match name.parse::<i32>() {
-        Ok(number) => Some(number).filter(|number| (1..=64).contains(number)),
-        Err(_) => {
-            NAMES.iter().position(|known| *known == name).and_then(|index| i32::try_from(index + 1).ok())
-        }
-    };
-    number.ok_or_else(|| "use a name such as TERM or KILL, or a number from 1 to 64".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        for (text, number) in [("KILL", 9), ("SIGTERM", 15), ("sigint", 2), ("9", 9), ("SYS", 31), ("64", 64)]
-        {
-            assert_eq!(parse_signal(text).unwrap(), number);
-        }
-        for bad in ["", "0", "65", "NOPE", "-9"] {
-            assert!(parse_signal(bad).is_err(), "{bad:?} was accepted");
-        }
-    }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api;
 use crate::cli::Outcome;
+use crate::cli::template::Template;
 use crate::client::Client;
 use crate::terminal;
 
@@ -15,18 +16,26 @@ pub(super) struct InspectArgs {
     /// Draw how the time of the start was spent instead of printing JSON.
     #[arg(long)]
     timeline: bool,
+    /// Print by a template, as in '{{.exit.code}}'.
+    #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "timeline")]
+    format: Option<String>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
+    let template = args.format.as_deref().map(Template::parse).transpose()?;
     let mut found = Vec::new();
     for container in args.containers {
         let answer = client.containers.inspect(api::InspectRequest { container }).await?.into_inner();
         found.extend(answer.container);
     }
-    if args.timeline {
+    if let Some(template) = template {
+        for container in &found {
+            terminal::line(&template.fill(&json(container))?)?;
+        }
+    } else if args.timeline {
         for container in &found {
             terminal::line(&timeline(container))?;
         }
@@ -63,6 +72,11 @@ pub(super) fn json(container: &api::Container) -> Value {
         "mounts": container.mounts.iter().map(mount).collect::<Vec<_>>(),
         "memory_bytes": container.memory_bytes,
         "env_names": container.env_names,
+        "labels": container.labels,
+        "restart": container.restart,
+        "restart_count": container.restart_count,
+        "stop_signal": container.stop_signal,
+        "stop_timeout": container.stop_timeout,
     })
 }
 

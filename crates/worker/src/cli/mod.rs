@@ -1,29 +1,41 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+mod attach;
+mod cidfile;
 mod config;
 mod container;
 mod cp;
 mod doctor;
 mod events;
+mod exec;
+mod filter;
+mod flags;
 mod image;
+mod image_view;
 mod init;
 mod inspect;
 mod internal;
+mod login;
 mod logs;
 mod operate;
 mod ps;
+mod pull;
 mod run;
 mod serve;
+mod session;
 mod stats;
 mod status;
 mod table;
+mod template;
+mod transfer;
+mod usage;
 mod when;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::client::Client;
 
@@ -68,6 +80,26 @@ pub(crate) enum OutputFormat {
 enum Command {
     /// Create a container from an image and run it.
     Run(Box<run::RunArgs>),
+    /// Create a container and start nothing yet: `start` does.
+    Create(Box<run::RunArgs>),
+    /// Start containers that were created or are over.
+    Start(container::StartArgs),
+    /// Stop containers if they run, and start them again.
+    Restart(container::StopArgs),
+    /// Give a container another name.
+    Rename(container::RenameArgs),
+    /// Run another command in a running container.
+    Exec(Box<exec::ExecArgs>),
+    /// Take part in the input and output of a running container.
+    Attach(attach::AttachArgs),
+    /// Bring an image from a registry.
+    Pull(pull::PullArgs),
+    /// Send an image to a registry.
+    Push(pull::PushArgs),
+    /// Store credentials for a registry.
+    Login(login::LoginArgs),
+    /// Forget the credentials for a registry.
+    Logout(login::LogoutArgs),
     /// List containers.
     Ps(ps::PsArgs),
     /// Print what a container wrote.
@@ -76,7 +108,7 @@ enum Command {
     Wait(container::WaitArgs),
     /// Show everything known of containers, as JSON or as a timeline.
     Inspect(inspect::InspectArgs),
-    /// Stop containers: SIGTERM, then SIGKILL after a grace period.
+    /// Stop containers: their stop signal, then SIGKILL after a grace period.
     Stop(container::StopArgs),
     /// Send a signal to containers.
     Kill(container::KillArgs),
@@ -110,6 +142,16 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Be PID 1 of a pod: reap, and keep a worker serving.
     Init(init::InitArgs),
+    /// Commands for all containers at once.
+    #[command(subcommand)]
+    Container(container::ContainerCommand),
+    /// Print a script that completes commands and flags in a shell.
+    ///
+    /// For bash: `source <(beta9-worker completion bash)`.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Own one container. Started by the worker.
     #[command(hide = true)]
     Supervise {
@@ -165,13 +207,21 @@ pub(crate) type Outcome = Result<ExitCode, Failure>;
 
 /// Parses the command line and does what it says. Returns the process's exit code.
 pub(crate) fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let failure = usage::failure(&error);
+            crate::terminal::error(&failure.message);
+            return ExitCode::from(failure.code);
+        }
+    };
     // Processes of other kinds than a client come first: they must start with one thread.
     let outcome = match command {
         Command::Supervise { directory } => internal::supervise(directory),
         Command::Probe { runtime } => internal::probe(runtime),
         Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),
+        Command::Completion { shell } => completion(shell),
         command => client_command(&global, command),
     };
     match outcome {
@@ -181,6 +231,13 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn completion(shell: clap_complete::Shell) -> Outcome {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "beta9-worker", &mut text);
+    crate::terminal::line(String::from_utf8_lossy(&text).trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn client_command(global: &Global, command: Command) -> Outcome {
@@ -193,12 +250,23 @@ fn client_command(global: &Global, command: Command) -> Outcome {
         match command {
             Command::Serve(args) => serve::run(global, args).await,
             Command::Config(command) => config::run(global, command),
+            Command::Logout(args) => login::logout(args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             command => {
                 crate::terminal::init_logging(global.verbose);
                 let mut client = Client::connect(global).await?;
                 match command {
                     Command::Run(args) => run::run(&mut client, *args).await,
+                    Command::Create(args) => run::create(&mut client, *args).await,
+                    Command::Start(args) => container::start(&mut client, args).await,
+                    Command::Restart(args) => container::restart(&mut client, args).await,
+                    Command::Rename(args) => container::rename(&mut client, args).await,
+                    Command::Exec(args) => exec::run(&mut client, *args).await,
+                    Command::Attach(args) => attach::run(&mut client, args).await,
+                    Command::Pull(args) => pull::pull(&mut client, args).await,
+                    Command::Push(args) => pull::push(&mut client, args).await,
+                    Command::Login(args) => login::login(&mut client, args).await,
+                    Command::Container(command) => container::run(&mut client, command).await,
                     Command::Ps(args) => ps::run(&mut client, args).await,
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
@@ -227,8 +295,6 @@ fn client_command(global: &Global, command: Command) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -1,38 +1,35 @@
 //! `run`: create, start, attach, and return the container's exit code.
 
-use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use beta9_types::{BindMount, MemoryBytes, MountAccess};
+use beta9_types::{BindMount, LogLimits, MemoryBytes, MountAccess};
 use clap::Args;
-use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api;
+use crate::cli::attach::attach;
+use crate::cli::cidfile::CidFile;
+use crate::cli::flags;
+use crate::cli::pull::{self, ImageFlags};
+use crate::cli::session::{self, OUR_FAILURE, Options, Process, Signals, Stdin, Terminal, is_not_its_own};
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
+use crate::detach_keys::DetachKeys;
 use crate::terminal;
-
-/// docker's exit code for a failure that is not the container's.
-const OUR_FAILURE: u8 = beta9_types::Exit::OUR_FAILURE;
-
-/// Bytes of stdin per message.
-const CHUNK: usize = 64 << 10;
 
 const EXAMPLES: &str = "\
 Examples:
   beta9-worker run --rm debian python3 -c 'print(1)'
   beta9-worker run --rm --runtime firecracker -m 256m -v /srv/data:/data:ro debian ls /data
   echo hello | beta9-worker run --rm -i busybox cat
+  beta9-worker run --rm -it debian bash
   beta9-worker run -d --name web --pool untrusted busybox httpd -f
 
 Exit codes: the command's own; 128+n when signal n ended it; 137 when it ran out of memory;
 125 when the container could not be run, 126 when the command cannot be executed, 127 when it does not exist.";
 
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub(super) struct RunArgs {
     /// Remove the container when it is over.
     #[arg(long)]
@@ -41,8 +38,23 @@ pub(super) struct RunArgs {
     #[arg(short, long)]
     detach: bool,
     /// Keep stdin open and pass it on.
-    #[arg(short, long, conflicts_with = "detach")]
+    #[arg(short, long)]
     interactive: bool,
+    /// Give the container's process a terminal.
+    #[arg(short, long)]
+    tty: bool,
+    /// Pass signals on to the container's process. Where it has a terminal, its keys do that.
+    #[arg(
+        long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", require_equals = true
+    )]
+    sig_proxy: bool,
+    /// The keys that leave the container's terminal and let it run on.
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// How much of the output is kept: max-size=SIZE of a file, max-file=NUMBER of them.
+    #[arg(long, value_name = "NAME=VALUE")]
+    log_opt: Vec<String>,
     /// Set an environment variable; without =VALUE the value of the same variable here.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -62,8 +74,16 @@ pub(super) struct RunArgs {
     #[arg(long)]
     name: Option<String>,
     /// Host name inside the container; the beginning of its id where absent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Write the container's id to this file, which must not exist.
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Print this help.
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    options: flags::Options,
     /// Run in exactly this runtime: runc, gvisor, firecracker, qemu, or microvm for whichever VM works here.
     /// It never falls back to another.
     #[arg(long, value_name = "RUNTIME")]
@@ -71,6 +91,8 @@ pub(super) struct RunArgs {
     /// Run in this pool; its configuration decides the runtime.
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    #[command(flatten)]
+    source: ImageFlags,
     /// The image.
     image: String,
     /// The command and its arguments; the image's own where absent.
@@ -86,12 +108,17 @@ pub(super) async fn run(client: &mut Client, args: RunArgs) -> Outcome {
 }
 
 async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
-    let (detach, interactive) = (args.detach, args.interactive);
-    let created = client.containers.create(request(args)?).await?.into_inner();
-    for warning in created.warnings {
-        terminal::warning(&warning);
+    let (detach, interactive, has_terminal) = (args.detach, args.interactive, args.tty);
+    if !detach {
+        session::check_terminal(interactive, has_terminal)?;
     }
-    let id = created.id;
+    let options = Options {
+        stdin: if interactive { Stdin::PassedOn } else { Stdin::Ours },
+        terminal: if has_terminal { Terminal::New } else { Terminal::None },
+        signals: if args.sig_proxy { Signals::PassedOn } else { Signals::Ours },
+        keys: args.detach_keys.clone(),
+    };
+    let id = create_from(client, args).await?;
     let started = client.containers.start(api::StartRequest { container: id.clone() }).await?.into_inner();
     if detach {
         let exit = started.container.and_then(|container| container.exit);
@@ -101,112 +128,42 @@ async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
         terminal::line(&id)?;
         return Ok(ExitCode::SUCCESS);
     }
-    attach(client, id, interactive).await
+    let process = Process { container: id, exec: String::new() };
+    attach(client, process, options, api::AttachFrom::Start).await
 }
 
-/// Whether the container's end was not its process's: it never started, or something that it stands on was lost.
-fn is_not_its_own(exit: &api::Exit) -> bool {
-    !matches!(exit.reason.as_str(), "exited" | "signaled" | "oom")
+/// `create`: everything of a run up to its start.
+pub(super) async fn create(client: &mut Client, args: RunArgs) -> Outcome {
+    if args.detach {
+        return Err(Failure::new("create starts nothing, so there is nothing to detach from: leave -d out")
+            .with_code(OUR_FAILURE));
+    }
+    let id = create_from(client, args).await?;
+    terminal::line(&id)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn failed(exit: &api::Exit) -> Failure {
+async fn create_from(client: &mut Client, args: RunArgs) -> Result<String, Failure> {
+    let cidfile = args.cidfile.as_deref().map(CidFile::claim).transpose()?;
+    let source = args.source.clone();
+    let created = pull::create(client, request(args)?, &source).await?;
+    for warning in created.warnings {
+        terminal::warning(&warning);
+    }
+    if let Some(cidfile) = cidfile {
+        cidfile.write(&created.id)?;
+    }
+    Ok(created.id)
+}
+
+pub(super) fn failed(exit: &api::Exit) -> Failure {
     Failure::new(exit.message.clone()).with_code(u8::try_from(exit.code).unwrap_or(OUR_FAILURE))
 }
 
-/// Passes streams and signals until the container is over.
-async fn attach(client: &mut Client, id: String, interactive: bool) -> Outcome {
-    use api::attach_response::Message;
-    let (input, messages) = mpsc::channel(4);
-    let open = api::attach_request::Message::Open(api::AttachOpen { container: id.clone() });
-    let _ = input.send(api::AttachRequest { message: Some(open) }).await;
-    let mut output = client.containers.attach(ReceiverStream::new(messages)).await?.into_inner();
-    // Kept open without -i: the end of the messages would be the end of the attach's request.
-    let _input = if interactive {
-        tokio::spawn(pass_stdin(input));
-        None
-    } else {
-        Some(input)
-    };
-    pass_signals(client.clone(), id)?;
-    let (mut stdout, mut stderr) = (std::io::stdout(), std::io::stderr());
-    while let Some(message) = output.message().await? {
-        match message.message {
-            Some(Message::Stdout(bytes)) => write(&mut stdout, &bytes)?,
-            Some(Message::Stderr(bytes)) => write(&mut stderr, &bytes)?,
-            Some(Message::Exit(exit)) => {
-                if is_not_its_own(&exit) {
-                    return Err(failed(&exit));
-                }
-                if exit.reason != "exited" && exit.reason != "signaled" {
-                    terminal::error(&format!("{}: {}", exit.reason, exit.message));
-                }
-                return Ok(ExitCode::from(u8::try_from(exit.code).unwrap_or(OUR_FAILURE)));
-            }
-            None => {}
-        }
-    }
-    Err(Failure::new("the worker closed the connection before the container's end; see `beta9-worker ps -a`"))
-}
-
-/// Whoever reads our output may have enough of it, which ends us as it ends any filter.
-fn write(to: &mut impl Write, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes).and_then(|()| to.flush()).map_err(|e| match e.kind() {
-        std::io::ErrorKind::BrokenPipe => Failure { message: String::new(), code: 141 },
-        _ => Failure::new(format!("write the container's output: {e}")),
-    })
-}
-
-async fn pass_stdin(input: mpsc::Sender<api::AttachRequest>) {
-    use api::attach_request::Message;
-    let mut stdin = tokio::io::stdin();
-    loop {
-        let mut chunk = vec![0; CHUNK];
-        let message = match stdin.read(&mut chunk).await {
-            Ok(0) | Err(_) => Message::StdinClosed(true),
-            Ok(count) => {
-                chunk.truncate(count);
-                Message::Stdin(chunk)
-            }
-        };
-        let is_last = matches!(message, Message::StdinClosed(_));
-        if input.send(api::AttachRequest { message: Some(message) }).await.is_err() || is_last {
-            // The stream of messages stays open until the container's end.
-            return input.closed().await;
-        }
-    }
-}
-
-/// Signals for us are signals for the container; the third one kills it.
-fn pass_signals(client: Client, id: String) -> Result<(), Failure> {
-    let passed = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
-    let (sender, mut received) = mpsc::channel(4);
-    for kind in passed {
-        let mut signals = signal(kind).map_err(|e| Failure::new(format!("receive signals: {e}")))?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                let _ = sender.send(kind.as_raw_value()).await;
-            }
-        });
-    }
-    tokio::spawn(async move {
-        let (mut client, mut count) = (client, 0);
-        while let Some(number) = received.recv().await {
-            count += 1;
-            let number = if count < 3 { number } else { SIGKILL };
-            let request = api::KillRequest { container: id.clone(), signal: number, all: false };
-            // It may just have ended, which the attach reports.
-            let _ = client.containers.kill(request).await;
-        }
-    });
-    Ok(())
-}
-
-const SIGKILL: i32 = 9;
-
 fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
     let mounts = args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?;
-    Ok(api::CreateRequest {
+    let (log_max_size, log_max_files) = log_options(&args.log_opt)?;
+    let mut request = api::CreateRequest {
         image: args.image,
         command: args.command,
         env: args.env.into_iter().filter_map(variable).collect(),
@@ -220,12 +177,36 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         pool: args.pool.unwrap_or_default(),
         stdin: args.interactive,
         auto_remove: args.rm,
-        id: String::new(),
-    })
+        terminal: session::new_terminal(args.tty),
+        attach: !args.detach,
+        log_max_size,
+        log_max_files,
+        ..api::CreateRequest::default()
+    };
+    args.options.apply(&mut request)?;
+    Ok(request)
+}
+
+/// docker's options of its log drivers; 0 is the worker's.
+fn log_options(options: &[String]) -> Result<(u64, u32), Failure> {
+    let (mut size, mut files) = (0, 0);
+    for option in options {
+        let bad = || Failure::new(format!("invalid --log-opt {option:?}: use max-size=10m or max-file=3"));
+        match option.split_once('=') {
+            Some(("max-size", text)) => {
+                size = LogLimits::parse_size(text).map_err(|e| Failure::new(e.to_string()))?;
+            }
+            Some(("max-file", text)) => {
+                files = text.parse().ok().filter(|count| *count > 0).ok_or_else(bad)?;
+            }
+            _ => return Err(bad()),
+        }
+    }
+    Ok((size, files))
 }
 
 /// docker's rule: a name alone takes the value from here, and is left out where it has none.
-fn variable(text: String) -> Option<String> {
+pub(super) fn variable(text: String) -> Option<String> {
     if text.contains('=') {
         return Some(text);
     }

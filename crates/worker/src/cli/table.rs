@@ -13,6 +13,25 @@ pub(super) fn new<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
+/// Lines whose columns are apart by tabs, with the columns aligned.
+pub(super) fn aligned(lines: &[String]) -> Vec<String> {
+    let mut widths: Vec<usize> = Vec::new();
+    for line in lines {
+        for (index, cell) in line.split('\t').enumerate() {
+            let width = cell.chars().count();
+            match widths.get_mut(index) {
+                Some(known) => *known = width.max(*known),
+                None => widths.push(width),
+            }
+        }
+    }
+    let align = |line: &String| {
+        let cells = line.split('\t').zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
+    };
+    lines.iter().map(align).collect()
+}
+
 /// The time since `at_us` (microseconds since the Unix epoch) in its largest unit.
 pub(super) fn age(at_us: u64) -> String {
     in_words(crate::service::now_us().saturating_sub(at_us) / 1_000_000)

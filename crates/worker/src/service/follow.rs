@@ -47,7 +47,7 @@ impl Follower {
             let state = StateFile::read(&self.directory)?;
             if state.cleaned && state.state.exit().is_some() {
                 self.finished = true;
-                return Ok(Some(Update { state, log_bytes: self.log_bytes() }));
+                return Ok(Some(Update { state }));
             }
             if needs_recovery(&self.directory)? {
                 launch::recover(&self.directory).await?;
@@ -76,9 +76,5 @@ impl Follower {
             last = Some(update.state);
         }
         last.ok_or_else(|| Error::new(ErrorKind::Internal, "the container's end was not reported"))
-    }
-
-    fn log_bytes(&self) -> u64 {
-        std::fs::metadata(self.directory.log()).map(|meta| meta.len()).unwrap_or(0)
     }
 }

@@ -4,10 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_image::{Step, Store};
+use beta9_image::{Step, Store, Unused};
 use beta9_supervisor::Operation;
-use beta9_types::{BindMount, ContainerId, ContainerRequest, CopyOut, ImageReference, LimitChange};
-use beta9_types::{MemoryBytes, MountAccess};
+use beta9_types::{
+    BindMount, ContainerId, ContainerRequest, CopyOut, ExecId, ImageReference, LimitChange, MemoryBytes,
+    MountAccess,
+};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,20 +20,18 @@ use crate::api::container_service_server::{ContainerService, ContainerServiceSer
 use crate::api::image_service_server::{ImageService, ImageServiceServer};
 use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::error::{Error, ErrorKind};
-use crate::service::attach::Event;
+use crate::service::images::{Layers, Wish};
 use crate::service::lifecycle::image_error;
 use crate::service::operate::Rounds;
-use crate::service::view::stream;
-use crate::service::{Worker, blocking, micros};
+use crate::service::options::options;
+use crate::service::{Worker, blocking, micros, streams};
 
-/// docker's default grace between SIGTERM and SIGKILL.
-const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// Messages that wait for a slow client; the rest waits in the log.
-const PENDING: usize = 8;
+pub(super) const PENDING: usize = 8;
 /// Longest message accepted and sent.
 const MAX_MESSAGE: usize = 16 << 20;
 
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services of one worker.
 pub(crate) fn router(worker: Arc<Worker>) -> tonic::transport::server::Router {
@@ -53,13 +53,14 @@ impl ContainerService for Server {
         &self,
         request: Request<api::CreateRequest>,
     ) -> Result<Response<api::CreateResponse>, Status> {
-        let message = request.into_inner();
+        let mut message = request.into_inner();
+        let wish = Wish::of_create(&mut message)?;
         let id = match message.id.as_str() {
             "" => ContainerId::random(),
             id => id.parse().map_err(Error::from)?,
         };
-        let id = self.worker.create(id, parse(message)?).await?;
-        Ok(Response::new(api::CreateResponse { id: id.to_string(), warnings: Vec::new() }))
+        let (id, warnings) = self.worker.create(id, parse(message)?, wish).await?;
+        Ok(Response::new(api::CreateResponse { id: id.to_string(), warnings }))
     }
 
     async fn start(
@@ -76,91 +77,32 @@ impl ContainerService for Server {
         &self,
         request: Request<Streaming<api::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        use api::attach_request::Message as Ask;
-        use api::attach_response::Message as Answer;
-        let mut input = request.into_inner();
-        let Some(Ask::Open(api::AttachOpen { container })) = input.message().await?.and_then(|m| m.message)
-        else {
-            return Err(Error::new(ErrorKind::Invalid, "the first message of an attach must open it").into());
-        };
-        let mut output = self.worker.output(&container)?;
-        let worker = Arc::clone(&self.worker);
-        let (sender, receiver) = mpsc::channel(PENDING);
-        tokio::spawn(async move {
-            let mut feeding = tokio::task::JoinSet::new();
-            feeding.spawn(async move { worker.feed(&container, input).await });
-            loop {
-                let answers = match output.next().await {
-                    Ok(Some(Event::Entries(entries))) => entries
-                        .into_iter()
-                        .map(|entry| match entry.stream {
-                            beta9_supervisor::Stream::Stdout => Answer::Stdout(entry.content),
-                            beta9_supervisor::Stream::Stderr => Answer::Stderr(entry.content),
-                        })
-                        .collect(),
-                    Ok(Some(Event::Exit(exit))) => vec![Answer::Exit((&exit).into())],
-                    Ok(None) => return,
-                    Err(error) => {
-                        let _ = sender.send(Err(error.into())).await;
-                        return;
-                    }
-                };
-                for answer in merge(answers) {
-                    if sender.send(Ok(api::AttachResponse { message: Some(answer) })).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(streams::attach(&self.worker, request.into_inner()).await?))
+    }
+
+    type ExecStream = BoxStream<api::ExecResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<api::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        Ok(Response::new(streams::exec(Arc::clone(&self.worker), request.into_inner()).await?))
+    }
+
+    async fn resize(
+        &self,
+        request: Request<api::ResizeRequest>,
+    ) -> Result<Response<api::ResizeResponse>, Status> {
+        let api::ResizeRequest { container, exec, size } = request.into_inner();
+        let size = streams::terminal_size(size)?.unwrap_or_default();
+        self.worker.resize(&container, exec_id(&exec)?, size).await?;
+        Ok(Response::new(api::ResizeResponse {}))
     }
 
     type LogsStream = BoxStream<api::LogsResponse>;
 
     async fn logs(&self, request: Request<api::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        let api::LogsRequest { container, follow } = request.into_inner();
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let message = |entries: Vec<beta9_supervisor::LogEntry>| api::LogsResponse {
-            entries: entries
-                .into_iter()
-                .map(|entry| api::LogEntry {
-                    time: entry.time,
-                    stream: stream(entry.stream).into(),
-                    content: entry.content,
-                })
-                .collect(),
-        };
-        if follow {
-            let mut output = self.worker.output(&container)?;
-            tokio::spawn(async move {
-                loop {
-                    let answer = match output.next().await {
-                        Ok(Some(Event::Entries(entries))) => Ok(message(entries)),
-                        Ok(Some(Event::Exit(_)) | None) => return,
-                        Err(error) => Err(error.into()),
-                    };
-                    let is_last = answer.is_err();
-                    if sender.send(answer).await.is_err() || is_last {
-                        return;
-                    }
-                }
-            });
-        } else if let Some(mut reader) = self.worker.log_so_far(&container)? {
-            tokio::spawn(async move {
-                loop {
-                    let answer = match reader.read() {
-                        Ok(entries) if entries.is_empty() => return,
-                        Ok(entries) => Ok(message(entries)),
-                        Err(error) => Err(Error::internal("read the container's log", error).into()),
-                    };
-                    let is_last = answer.is_err();
-                    if sender.send(answer).await.is_err() || is_last {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(streams::logs(&self.worker, request.into_inner()).await?))
     }
 
     async fn wait(&self, request: Request<api::WaitRequest>) -> Result<Response<api::WaitResponse>, Status> {
@@ -187,17 +129,37 @@ impl ContainerService for Server {
 
     async fn stop(&self, request: Request<api::StopRequest>) -> Result<Response<api::StopResponse>, Status> {
         let api::StopRequest { container, grace_ms } = request.into_inner();
-        let grace = grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis);
-        self.worker.stop(&container, grace).await?;
+        self.worker.stop(&container, grace_ms.map(Duration::from_millis)).await?;
         Ok(Response::new(api::StopResponse {}))
     }
 
+    async fn restart(
+        &self,
+        request: Request<api::RestartRequest>,
+    ) -> Result<Response<api::RestartResponse>, Status> {
+        let api::RestartRequest { container, grace_ms } = request.into_inner();
+        let described = self.worker.restart(&container, grace_ms.map(Duration::from_millis)).await?;
+        Ok(Response::new(api::RestartResponse { container: Some(described.into()) }))
+    }
+
+    async fn rename(
+        &self,
+        request: Request<api::RenameRequest>,
+    ) -> Result<Response<api::RenameResponse>, Status> {
+        let api::RenameRequest { container, name } = request.into_inner();
+        self.worker.rename(&container, name.parse().map_err(Error::from)?).await?;
+        Ok(Response::new(api::RenameResponse {}))
+    }
+
     async fn kill(&self, request: Request<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
-        let api::KillRequest { container, signal, all } = request.into_inner();
+        let api::KillRequest { container, signal, all, exec } = request.into_inner();
         if !(1..=64).contains(&signal) {
             return Err(Error::new(ErrorKind::Invalid, format!("there is no signal {signal}")).into());
         }
-        self.worker.kill(&container, signal, all).await?;
+        match exec_id(&exec)? {
+            Some(exec) => self.worker.kill_exec(&container, exec, signal).await?,
+            None => self.worker.kill(&container, signal, all).await?,
+        }
         Ok(Response::new(api::KillResponse {}))
     }
 
@@ -341,7 +303,8 @@ impl ImageService for Server {
             "" => None,
             tag => Some(tag.parse().map_err(Error::from)?),
         };
-        let root = self.worker.root.clone();
+        let worker = Arc::clone(&self.worker);
+        let root = worker.root.clone();
         let (sender, receiver) = mpsc::channel(PENDING);
         let answer = |message| Ok(api::ImportResponse { message: Some(message) });
         tokio::spawn(async move {
@@ -358,6 +321,9 @@ impl ImageService for Server {
                 store.import(std::path::Path::new(&path), tag.as_ref())
             })
             .await;
+            if let Ok(Ok(image)) = &imported {
+                worker.keep_image_limit(image.digest.clone()).await;
+            }
             let last = match imported {
                 Ok(Ok(image)) => answer(Message::Image((&image).into())),
                 Ok(Err(error)) => Err(image_error(error).into()),
@@ -368,6 +334,16 @@ impl ImageService for Server {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    async fn prune_images(
+        &self,
+        request: Request<api::PruneImagesRequest>,
+    ) -> Result<Response<api::PruneImagesResponse>, Status> {
+        let unused = if request.into_inner().all { Unused::All } else { Unused::Dangling };
+        let pruned = self.worker.prune_images(unused).await?;
+        let images = pruned.images.iter().map(ToString::to_string).collect();
+        Ok(Response::new(api::PruneImagesResponse { images, freed_bytes: pruned.bytes }))
+    }
+
     async fn list_images(
         &self,
         _: Request<api::ListImagesRequest>,
@@ -375,6 +351,100 @@ impl ImageService for Server {
         let store = Arc::clone(&self.worker.store);
         let images = blocking(move || store.list()).await?.map_err(image_error)?;
         Ok(Response::new(api::ListImagesResponse { images: images.iter().map(api::Image::from).collect() }))
+    }
+
+    type PullStream = BoxStream<api::PullResponse>;
+
+    async fn pull(&self, request: Request<api::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        use api::pull_response::Message;
+        let wish = Wish::of_pull(request.into_inner())?;
+        let worker = Arc::clone(&self.worker);
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let answer = |message| api::PullResponse { message: Some(message) };
+        tokio::spawn(async move {
+            let (watch, layers) = Layers::new();
+            let work = worker.fulfil(wish, watch);
+            let done = layers.during(work, &sender, |progress| answer(Message::Progress(progress))).await;
+            if let Some(done) = done {
+                let last = done.map(|image| answer(Message::Image((&image).into()))).map_err(Status::from);
+                let _ = sender.send(last).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type PushStream = BoxStream<api::PushResponse>;
+
+    async fn push(&self, request: Request<api::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
+        use api::push_response::Message;
+        let (request, worker) = (request.into_inner(), Arc::clone(&self.worker));
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let answer = |message| api::PushResponse { message: Some(message) };
+        tokio::spawn(async move {
+            let (watch, layers) = Layers::new();
+            let work = worker.push(request, watch);
+            let done = layers.during(work, &sender, |progress| answer(Message::Progress(progress))).await;
+            if let Some(done) = done {
+                let last = done.map(|image| answer(Message::Image(image))).map_err(Status::from);
+                let _ = sender.send(last).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn check_login(
+        &self,
+        request: Request<api::CheckLoginRequest>,
+    ) -> Result<Response<api::CheckLoginResponse>, Status> {
+        self.worker.check_login(request.into_inner()).await?;
+        Ok(Response::new(api::CheckLoginResponse {}))
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<api::InspectImageRequest>,
+    ) -> Result<Response<api::InspectImageResponse>, Status> {
+        Ok(Response::new(self.worker.inspect_image(&request.into_inner().image).await?))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<api::RemoveImageRequest>,
+    ) -> Result<Response<api::RemoveImageResponse>, Status> {
+        let api::RemoveImageRequest { image, force } = request.into_inner();
+        let removed = self.worker.remove_image(&image, force).await?;
+        Ok(Response::new(api::RemoveImageResponse {
+            removed_references: removed.references.iter().map(ToString::to_string).collect(),
+            removed_digest: removed.content.map_or_else(String::new, |digest| digest.to_string()),
+            freed_bytes: removed.freed,
+        }))
+    }
+
+    type ExportImageStream = BoxStream<api::ExportImageResponse>;
+
+    async fn export_image(
+        &self,
+        request: Request<api::ExportImageRequest>,
+    ) -> Result<Response<Self::ExportImageStream>, Status> {
+        use api::export_image_response::Message;
+        let (request, worker) = (request.into_inner(), Arc::clone(&self.worker));
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let answer = |message| Ok(api::ExportImageResponse { message: Some(message) });
+        tokio::spawn(async move {
+            let progress = sender.clone();
+            let report = move |step: Step, done_bytes, total: Option<u64>| {
+                let (step, total_bytes) = (step.as_str().to_owned(), total.unwrap_or(0));
+                let message = api::ImportProgress { step, done_bytes, total_bytes };
+                // Progress is for eyes: a client that does not keep up misses some.
+                let _ = progress.try_send(answer(Message::Progress(message)));
+            };
+            let last = match worker.export_image(request, report).await {
+                Ok(path) => answer(Message::Path(path)),
+                Err(error) => Err(error.into()),
+            };
+            let _ = sender.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
 
@@ -433,7 +503,7 @@ impl WorkerService for Server {
 }
 
 /// Checks every value of a request by its own type's rule.
-fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
+fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
     fn optional<T: std::str::FromStr<Err = beta9_types::ParseError>>(text: &str) -> Result<Option<T>, Error> {
         if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
     }
@@ -442,7 +512,9 @@ fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         Ok(BindMount::new(mount.source.into(), mount.target.into(), access)?)
     };
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    let options = options(&mut message)?;
     Ok(ContainerRequest {
+        options,
         image: message.image.parse()?,
         command: message.command,
         env: message.env,
@@ -459,19 +531,14 @@ fn parse(message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         pool: text(message.pool),
         stdin: message.stdin,
         auto_remove: message.auto_remove,
+        terminal: streams::terminal_size(message.terminal)?,
+        attach: message.attach,
+        log_max_size: Some(message.log_max_size).filter(|size| *size > 0),
+        log_max_files: Some(message.log_max_files).filter(|count| *count > 0),
     })
 }
 
-/// Joins neighbouring pieces of one stream, so that many short lines make few messages.
-fn merge(answers: Vec<api::attach_response::Message>) -> Vec<api::attach_response::Message> {
-    use api::attach_response::Message;
-    let mut merged: Vec<Message> = Vec::new();
-    for answer in answers {
-        match (merged.last_mut(), answer) {
-            (Some(Message::Stdout(kept)), Message::Stdout(more)) => kept.extend(more),
-            (Some(Message::Stderr(kept)), Message::Stderr(more)) => kept.extend(more),
-            (_, answer) => merged.push(answer),
-        }
-    }
-    merged
+/// Empty is the main process.
+fn exec_id(text: &str) -> Result<Option<ExecId>, Error> {
+    if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
 }

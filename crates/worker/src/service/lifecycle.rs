@@ -1,18 +1,23 @@
 //! What can be done with a container.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
     ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
 };
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Exit, ImageReference};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, RestartPolicy,
+    TerminalSize,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
+use crate::service::images::{Wish, check_runs_here};
 use crate::service::{Worker, blocking, launch, now_us, private_directory};
 use crate::spec;
 
@@ -24,13 +29,31 @@ pub(super) struct Described {
 
 impl Worker {
     /// Accepts a request: every choice is settled, and the container exists.
-    pub(super) async fn create(&self, id: ContainerId, mut request: ContainerRequest) -> Result<ContainerId> {
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut request: ContainerRequest,
+        wish: Wish,
+    ) -> Result<(ContainerId, Vec<String>)> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
         for mount in &mut request.mounts {
             mount.source = existing(&mount.source)?;
         }
-        let (rootfs, tree, image) = self.rootfs(&request.image, &assigned).await?;
-        let plan = spec::plan(&id, &request, &image.config, &tree)?;
+        // Nobody watches: who wants to see the progress pulls first.
+        self.fulfil(wish, Arc::new(|_| {})).await?;
+        // The lease keeps the image until the record does.
+        let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
+        let directory = ContainerDirectory::of(&self.root, &id);
+        let place = spec::Place {
+            id: &id,
+            directory: directory.path(),
+            tree: &tree,
+            runtime: assigned.runtime,
+            settings: &assigned.settings,
+            host: &spec::HostLimits::of_host(),
+        };
+        let plan = spec::plan(&place, &request, &image.config)?;
+        let log = self.log_limits(&request)?;
 
         let record = Record {
             id: id.clone(),
@@ -39,15 +62,20 @@ impl Worker {
             runtime: assigned.runtime,
             fallback_reason: assigned.fallback_reason,
             settings: assigned.settings,
-            image_digest: image.digest,
+            image_digest: image.digest.clone(),
             args: plan.args,
             rootfs,
             created_us: now_us(),
+            log,
+            tree,
+            labels: plan.labels,
+            stop_signal: plan.stop_signal,
+            stop_timeout: plan.stop_timeout,
             request,
         };
-        let directory = ContainerDirectory::of(&self.root, &id);
         claim_directory(&directory, &id)?;
-        let written = self.claim_name(&record).and_then(|()| {
+        let written = self.claim_name(&record.request.name, &id).and_then(|()| {
+            write_files(directory.path(), &plan.files)?;
             plan.spec
                 .save(directory.spec())
                 .map_err(|e| Error::internal(format!("write {}", directory.spec().display()), e))?;
@@ -63,58 +91,58 @@ impl Worker {
             return Err(error);
         }
         self.tell(&record, "create", &[]);
-        Ok(id)
+        self.keep_image_limit(image.digest).await;
+        Ok((id, plan.warnings))
     }
 
-    /// The image in the form that the runtime takes. Users are looked up in the unpacked tree in any case.
+    /// What the request says, over what the worker says.
+    fn log_limits(&self, request: &ContainerRequest) -> Result<LogLimits> {
+        let defaults = self.pools.log_limits();
+        let max_size = request.log_max_size.unwrap_or(defaults.max_size);
+        Ok(LogLimits::new(max_size, request.log_max_files.unwrap_or(defaults.max_files))?)
+    }
+
+    /// The image in the form that the runtime takes, and where its users are looked up.
     async fn rootfs(
         &self,
         reference: &ImageReference,
         assigned: &Assigned,
-    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image)> {
+    ) -> Result<(RootfsSource, std::path::PathBuf, beta9_image::Image, beta9_image::Lease)> {
         let (store, reference) = (self.store.clone(), reference.clone());
         let (is_microvm, root) = (assigned.runtime.is_microvm(), self.root.clone());
         blocking(move || {
-            let image = store.get(&reference)?;
-            let tree = store.tree(&image)?;
-            let source = if is_microvm {
-                let block = store.block(&image)?;
-                RootfsSource::Block { image: block.path, format: block.format.to_string(), store: root }
-            } else {
-                RootfsSource::Tree(tree.clone())
-            };
-            Ok((source, tree, image))
+            let (image, lease) = store.claim(&reference).map_err(image_error)?;
+            check_runs_here(&image)?;
+            if is_microvm {
+                let block = store.block(&image).map_err(image_error)?;
+                let format = block.format.to_string();
+                let source = RootfsSource::Block { image: block.path, format, store: root };
+                let accounts = store.accounts(&image).map_err(image_error)?;
+                return Ok((source, accounts, image, lease));
+            }
+            let tree = store.tree(&image).map_err(image_error)?;
+            Ok((RootfsSource::Tree(tree.clone()), tree, image, lease))
         })
         .await?
-        .map_err(image_error)
     }
 
-    fn claim_name(&self, record: &Record) -> Result<()> {
-        let Some(name) = &record.request.name else { return Ok(()) };
-        let path = self.name_file(name);
-        let claimed = fs::OpenOptions::new().create_new(true).write(true).open(&path);
-        match claimed.and_then(|mut file| file.write_all(record.id.as_str().as_bytes())) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let text =
-                    format!("container name {name} is taken: remove that container, or choose another name");
-                Err(Error::new(ErrorKind::Taken, text))
-            }
-            Err(e) => Err(Error::internal(format!("claim {}", path.display()), e)),
-        }
-    }
-
-    /// Starts a created container; returns when its process runs or its start failed.
+    /// Starts a container that was created or is over; returns when its process runs or its start failed.
     pub(super) async fn start(&self, container: &str) -> Result<Described> {
         let (directory, record) = self.find(container)?;
-        if StateFile::read(&directory)?.state != ContainerState::Created {
-            let text = format!("container {} was started before: create another one", record.id.short());
-            return Err(Error::new(ErrorKind::Precondition, text));
+        if !self.is_over(&directory).await? {
+            // What was wanted is so already.
+            return self.described(directory, record).await;
         }
         launch::start(&directory).await?;
         self.observe(&directory, &record);
         let state = Follower::new(directory, Until::Started).last().await?;
         Ok(Described { record, state })
+    }
+
+    /// Stops a container if it runs, and starts it again.
+    pub(super) async fn restart(&self, container: &str, grace: Option<Duration>) -> Result<Described> {
+        self.stop(container, grace).await?;
+        self.start(container).await
     }
 
     /// Waits for a container's end.
@@ -168,9 +196,10 @@ impl Worker {
         Ok(Described { record, state })
     }
 
-    /// SIGTERM, and SIGKILL after `grace`; returns when the container is gone.
-    pub(super) async fn stop(&self, container: &str, grace: Duration) -> Result<()> {
+    /// Its stop signal, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
+    pub(super) async fn stop(&self, container: &str, grace: Option<Duration>) -> Result<()> {
         let (directory, record) = self.find(container)?;
+        let grace = grace.unwrap_or_else(|| Duration::from_secs(record.stop_timeout.into()));
         if self.is_over(&directory).await? {
             return Ok(());
         }
@@ -192,6 +221,23 @@ impl Worker {
         Supervisor::of(directory).signal(signal, all).await?;
         self.tell(&record, "kill", &[("signal", signal.to_string())]);
         Ok(())
+    }
+
+    /// Sends a signal to a process that was executed in a container.
+    pub(super) async fn kill_exec(&self, container: &str, exec: ExecId, signal: i32) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).signal_exec(exec, signal).await?)
+    }
+
+    /// Changes the size of a terminal.
+    pub(super) async fn resize(
+        &self,
+        container: &str,
+        exec: Option<ExecId>,
+        size: TerminalSize,
+    ) -> Result<()> {
+        let (directory, _) = self.find(container)?;
+        Ok(Supervisor::of(directory).resize(exec, size).await?)
     }
 
     /// Removes a container's record; with `force` after killing it.
@@ -239,10 +285,16 @@ impl Worker {
                 launch::recover(&directory).await?;
                 if record.request.auto_remove {
                     blocking(move || forget(&directory, &record)).await?;
+                    continue;
                 }
             } else if StateFile::read(&directory)?.state.pid().is_some() {
                 running += 1;
                 self.observe(&directory, &record);
+            }
+            if by_policy(&record, &StateFile::read(&directory)?)
+                && let Err(error) = self.start(record.id.as_str()).await
+            {
+                tracing::warn!(container = %record.id, error = crate::error::chain(&error), "container is not restarted");
             }
         }
         if running + lost > 0 {
@@ -260,6 +312,27 @@ impl Follower {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a worker that begins to serve starts the container: docker's rule, which a lost supervisor falls under, too.
+fn by_policy(record: &Record, state: &StateFile) -> bool {
+    let is_over = state.cleaned && state.state.exit().is_some();
+    is_over
+        && match record.request.options.life.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::UnlessStopped => !state.stopped,
+            RestartPolicy::No | RestartPolicy::OnFailure(_) => false,
+        }
+}
+
+fn write_files(directory: &Path, files: &[spec::GeneratedFile]) -> Result<()> {
+    for file in files {
+        let path = file.path(directory);
+        let made =
+            path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, &file.content));
+        made.map_err(|e| Error::internal(format!("write {}", path.display()), e))?;
+    }
+    Ok(())
 }
 
 /// A directory without a record is a create that was interrupted, unless it is so young that it may be under way.
@@ -298,6 +371,9 @@ pub(super) fn image_error(error: beta9_image::Error) -> Error {
     let kind = match error.kind() {
         beta9_image::ErrorKind::NotFound => ErrorKind::NotFound,
         beta9_image::ErrorKind::Invalid => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Ambiguous => ErrorKind::Invalid,
+        beta9_image::ErrorKind::Full => ErrorKind::Precondition,
+        beta9_image::ErrorKind::Busy => ErrorKind::Precondition,
         _ => ErrorKind::Internal,
     };
     Error::new(kind, crate::error::chain(&error))

@@ -6,13 +6,20 @@
 mod attach;
 mod copy;
 mod events;
+mod exec;
 mod find;
 mod follow;
 mod grpc;
+mod images;
 mod launch;
 mod lifecycle;
 mod limits;
+mod logs;
+mod names;
 mod operate;
+mod options;
+mod prune;
+mod streams;
 mod view;
 
 use std::path::{Path, PathBuf};

@@ -37,6 +37,13 @@ impl From<Described> for api::Container {
             mounts: request.mounts.iter().map(api::Mount::from).collect(),
             memory_bytes: request.memory.map_or(0, |memory| memory.get()),
             env_names: request.env.iter().map(env_name).collect(),
+            labels: record.labels.into_iter().collect(),
+            restart: request.options.life.restart.to_string(),
+            restart_count: state.restarts,
+            stop_signal: record.stop_signal.get(),
+            stop_timeout: record.stop_timeout,
+            terminal: request.terminal.is_some(),
+            stdin: request.stdin,
         }
     }
 }

@@ -22,7 +22,7 @@ fn image(entrypoint: &[&str], cmd: &[&str], env: &[&str]) -> ImageConfiguration 
         .unwrap()
 }
 
-fn request(command: &[&str]) -> ContainerRequest {
+pub(super) fn request(command: &[&str]) -> ContainerRequest {
     ContainerRequest {
         image: ImageReference::parse("x").unwrap(),
         command: command.iter().map(|item| (*item).to_owned()).collect(),
@@ -37,12 +37,28 @@ fn request(command: &[&str]) -> ContainerRequest {
         pool: None,
         stdin: false,
         auto_remove: false,
+        options: beta9_types::ContainerOptions::default(),
+        terminal: None,
+        attach: false,
+        log_max_size: None,
+        log_max_files: None,
     }
 }
 
 fn planned(request: &ContainerRequest, image: &ImageConfiguration) -> Result<Plan> {
     let tree = tempfile::tempdir().unwrap();
-    plan(&ContainerId::parse("c1").unwrap(), request, image, tree.path())
+    let host = HostLimits { swap: true, disk_weight: true, cpus: vec![0, 1] };
+    let id = ContainerId::parse("c1").unwrap();
+    let settings = RuntimeSettings::default();
+    let place = Place {
+        id: &id,
+        directory: Path::new("/own"),
+        tree: tree.path(),
+        runtime: RuntimeKind::Runc,
+        settings: &settings,
+        host: &host,
+    };
+    plan(&place, request, image)
 }
 
 #[test]
@@ -81,6 +97,7 @@ fn the_spec_is_what_it_was() {
     request.mounts = vec!["/src:/work:ro".parse().unwrap()];
     let mut spec = serde_json::to_value(planned(&request, &image(&[], &[], &[])).unwrap().spec).unwrap();
     // Sets have no order of their own.
+    spec["linux"]["seccomp"] = "as the tests of seccomp say".into();
     for set in ["bounding", "permitted", "effective"] {
         let list = spec["process"]["capabilities"][set].as_array_mut().unwrap();
         list.sort_by_key(|item| item.to_string());

@@ -21,12 +21,36 @@ pub(super) struct Account {
     pub(super) home: String,
 }
 
-/// docker's rule: a name must exist; a number need not. Without a group, the user's own groups apply.
-pub(super) fn resolve(user: &User, tree: &Path) -> Result<Account> {
+/// docker's rule: a name must exist; a number need not. Without a group, the user's own groups apply. The `more` groups
+/// come in addition.
+pub(super) fn resolve(user: &User, more: &[String], tree: &Path) -> Result<Account> {
     let (user, group) = user.parts();
     let passwd = read(tree, "etc/passwd")?;
     let groups = read(tree, "etc/group")?;
-    resolve_in(user, group, &passwd, &groups)
+    let mut account = resolve_in(user, group, &passwd, &groups)?;
+    for group in more {
+        let entries = groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|f| f.len() >= 4);
+        let id = group_id(group, entries)?;
+        if id != account.gid && !account.groups.contains(&id) {
+            account.groups.push(id);
+        }
+    }
+    Ok(account)
+}
+
+/// The same in a container's own files: each is the one of the first layer that has it.
+pub(super) fn resolve_in_layers(user: &User, layers: &[&Path]) -> Result<Account> {
+    let first = |name: &str| -> Result<String> {
+        for layer in layers.iter().filter(|layer| layer.is_dir()) {
+            let text = read(layer, name)?;
+            if !text.is_empty() {
+                return Ok(text);
+            }
+        }
+        Ok(String::new())
+    };
+    let (user, group) = user.parts();
+    resolve_in(user, group, &first("etc/passwd")?, &first("etc/group")?)
 }
 
 fn resolve_in(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<Account> {

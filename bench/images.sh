@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# What images cost: taking one in and unpacking it, held against skopeo and umoci; and starts by the image's size.
+#
+#   bench/images.sh [RUNS]        needs root, skopeo, umoci; compiles what it measures
+#   bench/images.sh starts POOL   starts from images of 10 MB, 250 MB and 1 GB; after `cargo xtask demo`
+#
+# Runs are interleaved: one of the floor, one of ours, and so on. Prints medians in ms, and the ratio.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+target=${CARGO_TARGET_DIR:-target}
+place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
+trap 'rm -rf "$place"' EXIT
+now() { date +%s%N; }
+ms() { echo $((($(now) - $1) / 1000000)); }
+median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
+
+# An image of so many MB in three layers: programs and libraries of this machine, as they are.
+image() {
+    local size=$1 layout=$2 layer found=0 list=$place/list
+    find /usr/lib /usr/bin /usr/share -xdev -type f -size -20M -printf '%s %p\n' | LC_ALL=C sort -k2 |
+        awk -v most=$((size * 1000000)) '{ sum += $1; if (sum > most) exit; sub(/^[0-9]+ /, ""); print }' >"$list"
+    umoci init --layout "$layout"
+    umoci new --image "$layout:1"
+    split -n l/3 "$list" "$place/part."
+    for layer in "$place"/part.*; do
+        tar --no-recursion --numeric-owner -cf "$place/layer.tar" -T "$layer" 2>/dev/null
+        umoci raw add-layer --image "$layout:1" "$place/layer.tar"
+        rm "$place/layer.tar" "$layer"
+    done
+}
+
+if [[ ${1:-} == starts ]]; then
+    pool=$2
+    worker=("$target/release/beta9-worker" --config target/demo/worker.yaml)
+    for size in 10 250 1000; do
+        image "$size" "$place/$size"
+        cp target/cache/images/busybox.tar "$place/layer.tar"
+        umoci raw add-layer --image "$place/$size:1" "$place/layer.tar"
+        "${worker[@]}" image import --tag "bench-$size" "$place/$size" >/dev/null
+        "${worker[@]}" run --rm --pool "$pool" "bench-$size" /bin/busybox true
+    done
+    for ((run = 0; run < 10; run++)); do
+        for size in 10 250 1000; do
+            name=bench-images-$run-$size
+            "${worker[@]}" run --name "$name" --pool "$pool" "bench-$size" /bin/busybox true
+            "${worker[@]}" inspect "$name" | tr -d ' \n' >"$place/record"
+            at() { sed "s/.*\"at_us\":\([0-9]*\),\"phase\":\"$1\".*/\1/" "$place/record"; }
+            echo $(($(at rootfs_ready) - $(at supervisor_started))) >>"$place/rootfs.$size"
+            "${worker[@]}" rm "$name" >/dev/null
+        done
+    done
+    for size in 10 250 1000; do
+        echo "$pool, image of $size MB: root file system ready after $(median <"$place/rootfs.$size") us (median of 10)"
+    done
+    exit
+fi
+
+runs=${1:-5}
+cargo build --quiet --release --package beta9-image --example unpack
+image 250 "$place/image"
+echo "image: $(du -sm "$place/image" | cut -f1) MB in 3 layers of gzip"
+for ((run = 0; run < runs; run++)); do
+    rm -rf "$place"/{copy,bundle,store}
+    sync
+    start=$(now)
+    skopeo copy --quiet "oci:$place/image:1" "oci:$place/copy:1"
+    umoci unpack --image "$place/copy:1" "$place/bundle"
+    ms "$start" >>"$place/floor"
+    sync
+    start=$(now)
+    "$target/release/examples/unpack" "$place/store" "$place/image" tree >"$place/said"
+    ms "$start" >>"$place/ours"
+    tr '\n' ' ' <"$place/said" >>"$place/parts"
+    echo >>"$place/parts"
+    rm -rf "$place/store"
+    sync
+    start=$(now)
+    "$target/release/examples/unpack" "$place/store" "$place/image" block >/dev/null
+    ms "$start" >>"$place/block"
+done
+floor=$(median <"$place/floor")
+ours=$(median <"$place/ours")
+echo "skopeo copy and umoci unpack: $floor ms (median of $runs)"
+echo "import and tree:              $ours ms; ratio $(awk -v a="$ours" -v b="$floor" 'BEGIN { printf "%.2f", a / b }')"
+echo "import and block image:       $(median <"$place/block") ms"
+cat "$place/parts"

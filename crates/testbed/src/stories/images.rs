@@ -1,0 +1,95 @@
+//! Images that come from a registry.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::stories;
+use crate::World;
+use crate::site::IMAGE;
+
+stories![Full an_image_is_pushed_pulled_and_run];
+
+/// `user` with the password `password`, as `htpasswd -B` writes it.
+const HTPASSWD: &str = "user:$2y$04$kTNBXP1mhzdYXi7q8ws2ReH2rv0l5YaiEK2dbG795663ymeENBVMu\n";
+
+/// Debian's docker-registry with a password. Dropped, it is gone.
+struct Registry {
+    child: Child,
+    host: String,
+}
+
+impl Registry {
+    fn start(world: &World<'_>, directory: &Path) -> Result<Self> {
+        let at = directory.display();
+        let config = format!(
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {at}/data}}}}\n\
+             http: {{addr: \"127.0.0.1:0\"}}\nauth: {{htpasswd: {{realm: test, path: {at}/htpasswd}}}}\n"
+        );
+        fs::write(directory.join("config.yml"), config)?;
+        fs::write(directory.join("htpasswd"), HTPASSWD)?;
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(directory.join("config.yml"))
+            .env("PATH", world.site().path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start docker-registry: `cargo xtask setup` fetches it")?;
+        let mut stderr = BufReader::new(child.stderr.take().context("its stderr is a pipe")?);
+        let mut said = String::new();
+        let port = loop {
+            let mut line = String::new();
+            ensure!(stderr.read_line(&mut line)? > 0, "docker-registry ended: {said}");
+            if let Some((_, rest)) = line.split_once("listening on 127.0.0.1:") {
+                break rest.chars().take_while(char::is_ascii_digit).collect::<String>();
+            }
+            said += &line;
+        };
+        // Its log must not fill the pipe.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        Ok(Self { child, host: format!("127.0.0.1:{port}") })
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn an_image_is_pushed_pulled_and_run(world: &World<'_>) -> Result<()> {
+    let directory = world.directory()?;
+    let registry = Registry::start(world, &directory)?;
+    let name = format!("{}/{}:1", registry.host, world.name().replace('_', "-"));
+    let worker = |args: &[&str]| world.site().command(args).env("DOCKER_CONFIG", directory.join("docker"));
+    let run = |flags: &[&str], image: &str| {
+        let mut args = vec!["run", "--rm", "--runtime", world.runtime().as_str()];
+        args.extend(flags);
+        args.extend([image, "echo", "hello"]);
+        worker(&args).finish()
+    };
+
+    run(&["--pull", "never"], &name)?.ends_with(125)?.complains_of(&[&name, "is not in"])?;
+    worker(&["push", IMAGE, &name]).finish()?.ends_with(1)?.complains_of(&["login"])?;
+    let login = |password: &str| {
+        worker(&["login", "-u", "user", "--password-stdin", &registry.host]).input(password).finish()
+    };
+    login("wrong\n")?.ends_with(1)?.complains_of(&["does not take"])?;
+    login("password\n")?.ends_with(0)?;
+    worker(&["push", "--quiet", IMAGE, &name]).finish()?.ends_with(0)?;
+    ensure!(run(&[], &name)?.ends_with(0)?.out() == "hello", "it said something else");
+    ensure!(run(&["--pull", "always"], &name)?.ends_with(0)?.out() == "hello", "it said something else");
+    let other = run(&["--platform", "linux/s390x"], &name)?;
+    other.ends_with(125)?.complains_of(&["linux/s390x"])?;
+    worker(&["logout", &registry.host]).finish()?.ends_with(0)?;
+    worker(&["pull", &name]).finish()?.ends_with(1)?.complains_of(&["login"])?;
+    worker(&["image", "rm", &name]).finish()?.ends_with(0)?.prints(&format!("untagged {name}"))?;
+    run(&["--pull", "never"], &name)?.ends_with(125)?;
+    Ok(())
+}

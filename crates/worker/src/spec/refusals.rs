@@ -1,0 +1,56 @@
+//! What one runtime cannot do and others can, by the name of the flag.
+
+use beta9_types::{ContainerRequest, RuntimeKind, SeccompChoice};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Refuses what `runtime` would silently leave out.
+pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
+    let options = &request.options;
+    let limits = &options.limits;
+    let of_vms = [
+        (
+            limits.cpuset_cpus.is_some(),
+            "--cpuset-cpus",
+            "a VM's processors are not bound to the host's; use --cpus",
+        ),
+        (limits.cpuset_mems.is_some(), "--cpuset-mems", "a VM's memory is not bound to the host's nodes"),
+        (
+            limits.blkio_weight.is_some() || !limits.throttles.is_empty(),
+            "--blkio-weight and --device-read-bps and its like",
+            "a VM's disk is a file of the host",
+        ),
+    ];
+    let of_gvisor = [
+        (
+            matches!(options.process.seccomp, SeccompChoice::Profile(_)),
+            "--security-opt seccomp=FILE",
+            "its own kernel is the filter",
+        ),
+        (
+            options.limits.pids.is_some(),
+            "--pids-limit",
+            "it would limit the sandbox's threads; use --ulimit nproc=",
+        ),
+        (!options.files.devices.is_empty(), "--device", "its kernel drives no devices of the host"),
+        (
+            !options.files.sysctls.is_empty(),
+            "--sysctl",
+            "its kernel's settings cannot be changed from outside",
+        ),
+    ];
+    let refused: &[(bool, &str, &str)] = match runtime {
+        RuntimeKind::Runc => &[],
+        RuntimeKind::Gvisor => &of_gvisor,
+        RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
+    };
+    match refused.iter().find(|(asked, ..)| *asked) {
+        Some((_, flag, why)) => {
+            let text = format!(
+                "{runtime} does not support {flag}: {why}; leave it out, or choose another --runtime"
+            );
+            Err(Error::new(ErrorKind::Invalid, text))
+        }
+        None => Ok(()),
+    }
+}
