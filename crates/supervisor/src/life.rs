@@ -410,6 +410,9 @@ impl Life {
                     }
                     Command::Ask(Ask::Copying { done }) => drop(done.send(Ok(Arc::clone(&operations)))),
                     Command::Ask(Ask::Operation { operation, done }) => {
+                        if let Operation::Restart { policy } = operation {
+                            self.restarts.follow(policy);
+                        }
                         match operate::refusal(&operation, &self.updates.borrow().state.state, is_changing) {
                             Some(refusal) => drop(done.send(Err(refusal))),
                             None => {

@@ -314,6 +314,7 @@ impl Owner {
             let _ = reply.send(Ok(outcome));
             return Ok(());
         }
+        self.count_message()?;
         let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::MemoryBytes;
+use beta9_types::{MemoryBytes, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
@@ -40,6 +40,9 @@ pub(super) struct UpdateArgs {
     /// Processes and threads that it may have.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
     pids_limit: Option<u64>,
+    /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<RestartPolicy>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -62,13 +65,14 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, containers } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, containers } = args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
             container: container.clone(),
             memory_bytes: memory.map(|memory| memory.get()),
             nano_cpus: cpus,
             pids: pids_limit,
+            restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)

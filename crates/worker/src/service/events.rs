@@ -133,23 +133,22 @@ type Told = (&'static str, BTreeMap<&'static str, String>);
 
 /// What happened between two states. A watcher sees the latest state, so some in between may be missing.
 fn between(before: &ContainerState, now: &ContainerState) -> Vec<Told> {
-    use ContainerState::{Created, Exited, Paused, Running, Starting};
-    let plain = |action| vec![(action, BTreeMap::new())];
+    use ContainerState::{Exited, Paused, Restarting, Running};
+    let is_up = |state: &ContainerState| state.pid().is_some();
+    let plain = |action| (action, BTreeMap::new());
     match (before, now) {
-        (Created | Starting | Exited(_), Running { .. }) => plain("start"),
-        (Created | Starting | Exited(_), Paused { .. }) => {
-            vec![("start", BTreeMap::new()), ("pause", BTreeMap::new())]
-        }
-        (Running { .. }, Paused { .. }) => plain("pause"),
-        (Paused { .. }, Running { .. }) => plain("unpause"),
-        (Exited(_), Exited(_)) => Vec::new(),
-        (before, Exited(exit)) => {
+        (Running { .. }, Paused { .. }) => vec![plain("pause")],
+        (Paused { .. }, Running { .. }) => vec![plain("unpause")],
+        (before, Running { .. }) if !is_up(before) => vec![plain("start")],
+        (before, Paused { .. }) if !is_up(before) => vec![plain("start"), plain("pause")],
+        (Exited(_) | Restarting(_), Exited(_) | Restarting(_)) => Vec::new(),
+        (before, Exited(exit) | Restarting(exit)) => {
             let mut told = Vec::new();
-            if matches!(before, Created | Starting) && exit.reason != ExitReason::StartFailed {
-                told.push(("start", BTreeMap::new()));
+            if !is_up(before) && exit.reason != ExitReason::StartFailed {
+                told.push(plain("start"));
             }
             if matches!(exit.reason, ExitReason::Oom | ExitReason::VmmOom) {
-                told.push(("oom", BTreeMap::new()));
+                told.push(plain("oom"));
             }
             let reason = exit.reason.as_str().to_owned();
             told.push(("die", BTreeMap::from([("exit_code", exit.code.to_string()), ("reason", reason)])));

@@ -8,7 +8,7 @@ use beta9_image::{Step, Store, Unused};
 use beta9_supervisor::Operation;
 use beta9_types::{
     BindMount, ContainerId, ContainerRequest, CopyOut, ExecId, ImageReference, LimitChange, MemoryBytes,
-    MountAccess,
+    MountAccess, RestartPolicy,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -232,7 +232,11 @@ impl ContainerService for Server {
         &self,
         request: Request<api::UpdateRequest>,
     ) -> Result<Response<api::UpdateResponse>, Status> {
-        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids } = request.into_inner();
+        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart } = request.into_inner();
+        let restart = match restart.as_str() {
+            "" => None,
+            text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
+        };
         let memory = memory_bytes.map(MemoryBytes::try_from).transpose().map_err(Error::from)?;
         let invalid =
             |what: &str| Status::from(Error::new(ErrorKind::Invalid, format!("a limit of 0 {what} is none")));
@@ -244,7 +248,7 @@ impl ContainerService for Server {
         }
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
-        self.worker.update(&container, change).await?;
+        self.worker.update(&container, change, restart).await?;
         Ok(Response::new(api::UpdateResponse {}))
     }
 

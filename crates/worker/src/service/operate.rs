@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use beta9_supervisor::{Answer, ContainerDirectory, Operation, Record, Refusal, StateFile, Supervisor};
-use beta9_types::{ContainerState, LimitChange, ProcessInfo, Usage};
+use beta9_types::{ContainerState, LimitChange, ProcessInfo, RestartPolicy, Usage};
 use tokio::task::JoinSet;
 
 use crate::api;
@@ -33,15 +33,32 @@ impl Worker {
     }
 
     /// Changes limits, now if it runs and in what it is started with.
-    pub(super) async fn update(&self, container: &str, change: LimitChange) -> Result<()> {
-        if change.is_empty() {
-            let text = "nothing to update: give --memory, --cpus or --pids-limit";
+    pub(super) async fn update(
+        &self,
+        container: &str,
+        change: LimitChange,
+        restart: Option<RestartPolicy>,
+    ) -> Result<()> {
+        if change.is_empty() && restart.is_none() {
+            let text = "nothing to update: give --memory, --cpus, --pids-limit or --restart";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        let (directory, record) = self.find(container)?;
+        let (directory, mut record) = self.find(container)?;
+        if restart.is_some_and(|policy| policy != RestartPolicy::No) && record.request.auto_remove {
+            let text = "a container that is removed when it ends (--rm) cannot have a restart policy";
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
         let change = Self::complete(&directory, change)?;
         if !self.is_over(&directory).await? {
-            self.operate(&directory, &record, Operation::Update { change }).await?;
+            if !change.is_empty() {
+                self.operate(&directory, &record, Operation::Update { change }).await?;
+            }
+            if let Some(policy) = restart {
+                self.operate(&directory, &record, Operation::Restart { policy }).await?;
+            }
+        }
+        if let Some(policy) = restart {
+            record.request.options.life.restart = policy;
         }
         self.tell(&record, "update", &[]);
         self.remember_limits(&directory, record, change)
