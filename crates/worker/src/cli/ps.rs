@@ -159,6 +159,7 @@ fn status(container: &api::Container) -> String {
             format!("exited ({}{why}){since}", exit.code)
         }
         None => match reached("running") {
+            Some(at) if container.status == "paused" => format!("up {} (paused)", age(at)),
             Some(at) => format!("up {}", age(at)),
             None => container.status.clone(),
         },
