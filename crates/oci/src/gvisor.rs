@@ -102,6 +102,14 @@ impl Runtime for Gvisor {
             .cgroup
             .remove()
             .map_err(|e| Error::caused(ErrorKind::Failed, "hand the cgroup to runsc", e))?;
+        let resources = request.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        if cpu.is_some_and(|cpu| cpu.cpus().is_some() || cpu.mems().is_some()) {
+            request
+                .cgroup
+                .open_cpuset()
+                .map_err(|e| Error::caused(ErrorKind::Failed, "prepare the cgroup's processors", e))?;
+        }
         runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
     }
 

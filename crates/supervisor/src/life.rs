@@ -25,7 +25,7 @@ use crate::attach::Reserved;
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
-use crate::lock::try_lock;
+use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
 use crate::operate::{self, Answer, Ask, Operation, Refusal};
 use crate::protocol::Update;
@@ -48,6 +48,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a record that goes away with its container waits for somebody to see the end.
 const LINGER: Duration = Duration::from_secs(5);
+/// A supervisor whose container is over ends within this time, so that the container can be started again.
+const HANDOVER: Duration = Duration::from_secs(12);
 /// The grace that a supervisor grants when it is told to end itself.
 const OWN_GRACE: Duration = Duration::from_secs(10);
 
@@ -56,7 +58,7 @@ const OWN_GRACE: Duration = Duration::from_secs(10);
 /// Must be called while the process has one thread: it moves the process into a mount namespace of its own.
 pub fn supervise(directory: PathBuf) -> Result<()> {
     let directory = ContainerDirectory::at(directory);
-    let Some(_lock) = try_lock(&directory)? else {
+    let Some(_lock) = lock_within(&directory, HANDOVER)? else {
         let text = format!("another supervisor owns {}", directory.path().display());
         return Err(Error::new(ErrorKind::Refused, text));
     };

@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::time::Duration;
 
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +28,33 @@ pub fn liveness(directory: &ContainerDirectory) -> Result<Liveness> {
 
 /// The lock of a supervisor; held until it is dropped.
 pub(crate) struct SupervisorLock(#[expect(dead_code, reason = "held for its lock")] File);
+
+/// Takes the lock, if need be when its holder has ended, which it is given `patience` for. `None` when it has not.
+///
+/// A thread of its own waits for the kernel; it is gone when the lock is there, and ends with the process otherwise.
+pub(crate) fn lock_within(
+    directory: &ContainerDirectory,
+    patience: Duration,
+) -> Result<Option<SupervisorLock>> {
+    if let Some(lock) = try_lock(directory)? {
+        return Ok(Some(lock));
+    }
+    let path = directory.lock();
+    let file = File::open(&path).map_err(|e| Error::file("open", &path, e))?;
+    let (sender, locked) = std::sync::mpsc::channel();
+    let waiter = std::thread::Builder::new()
+        .spawn(move || {
+            let _ = sender.send(file.lock().map(|()| file));
+        })
+        .map_err(|e| Error::caused(ErrorKind::File, "start a thread", e))?;
+    match locked.recv_timeout(patience) {
+        Ok(file) => {
+            let _ = waiter.join();
+            file.map(|file| Some(SupervisorLock(file))).map_err(|e| Error::file("lock", &path, e))
+        }
+        Err(_) => Ok(None),
+    }
+}
 
 /// Takes the lock. `None` when somebody else has it.
 pub(crate) fn try_lock(directory: &ContainerDirectory) -> Result<Option<SupervisorLock>> {

@@ -182,6 +182,33 @@ impl Cgroup {
         self.write("memory", "memory.soft_limit_in_bytes", "memory.low", &bytes.to_string())
     }
 
+    /// Gives the groups above this one in v1's cpuset hierarchy all CPUs and memory nodes: unlike everywhere else a new
+    /// group there has none, and its members could get none. For a program that makes the group itself.
+    pub fn open_cpuset(&self) -> Result<()> {
+        for directory in &self.unused {
+            let Some(parent) = directory.parent() else { continue };
+            let mut above: Vec<_> =
+                parent.ancestors().take_while(|dir| !dir.join("cgroup.sane_behavior").exists()).collect();
+            let Some(root) = above.last().and_then(|top| top.parent()) else { continue };
+            if !root.join("cpuset.cpus").exists() {
+                continue;
+            }
+            create_all(parent).map_err(|e| Error::at("create cgroup", parent, e))?;
+            above.reverse();
+            for (directory, name) in
+                above.into_iter().flat_map(|dir| ["cpuset.cpus", "cpuset.mems"].map(|name| (dir, name)))
+            {
+                let file = directory.join(name);
+                let read = |path: &Path| fs::read_to_string(path).map_err(|e| Error::at("read", path, e));
+                if read(&file)?.trim().is_empty() {
+                    let all = read(&root.join(name))?;
+                    fs::write(&file, all.trim()).map_err(|e| Error::at("write", &file, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn is_v2(&self) -> bool {
         self.directories.iter().any(|hierarchy| hierarchy.controller.is_empty())
     }

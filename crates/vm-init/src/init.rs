@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use beta9_sys::command::CommandExtra;
 use beta9_sys::signalfd::SignalFd;
 use beta9_sys::signals::MAX_SIGNAL;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
@@ -32,7 +33,8 @@ pub(crate) fn run(command: &[&str]) -> ExitCode {
         }
     };
     let mut child = Command::new(program);
-    child.args(arguments);
+    // What is taken over here is not to be blocked there.
+    child.args(arguments).default_signals();
     // In a group of its own a terminal's keys reach it once, from the kernel, and not a second time from here.
     let has_terminal = std::io::stdin().is_terminal();
     if has_terminal {

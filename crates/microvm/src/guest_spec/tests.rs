@@ -77,9 +77,6 @@ fn what_the_guest_does_not_do_is_refused_by_name() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert_eq!(error.to_string(), format!("a microVM does not support {name}"), "{rest}");
     }
-    let mut terminal = with("");
-    terminal.process_mut().as_mut().unwrap().set_terminal(Some(true));
-    assert!(refuse_unsupported(&terminal).unwrap_err().to_string().contains("process.terminal"));
 }
 
 #[test]

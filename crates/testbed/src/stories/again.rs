@@ -116,7 +116,7 @@ fn renamed_while_it_runs(world: &World<'_>) -> Result<()> {
     container.name.clone_from(&new);
     ensure!(container.inspect()?["name"] == new.as_str(), "it has another name");
     world.worker(&["inspect", &old])?.ends_with(1)?;
-    world.worker(&["rename", &new, "-bad-"])?.ends_with(1)?;
+    world.worker(&["rename", &new, "bad name"])?.ends_with(1)?;
     container.run(&["rm", "-f"])?.ends_with(0)?;
     let taken = world.site().root().join("names").join(&new);
     ensure!(!taken.exists(), "the name is taken by nobody");
