@@ -157,7 +157,7 @@ fn a_copy_that_cannot_be_is_one_sentence(world: &World<'_>) -> Result<()> {
     for (from, to, word) in [
         (inside("/none"), here.clone(), "/none"),
         (inside(""), here.clone(), "no path"),
-        (inside("/work/pipe"), here.clone(), "device"),
+        (inside("/work/pipe"), here.clone(), "work/pipe"),
         (inside("/work/file/"), here.clone(), "/work/file"),
         (file.clone(), inside("/none/there"), "create it first"),
         (file.clone(), inside("/work/none/"), "create it first"),
