@@ -136,11 +136,13 @@ fn decompress(program: &str, payload: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Static, and small: equal functions are kept once, relocations are packed, and nobody unwinds a program that aborts.
-const INIT_FLAGS: [&str; 4] = [
+const INIT_FLAGS: [&str; 5] = [
     "-Ctarget-feature=+crt-static",
     "-Cforce-unwind-tables=no",
     "-Clink-arg=-Wl,-z,pack-relative-relocs",
     "-Clink-arg=-Wl,--icf=all",
+    // Relative to the workspace's root, where cargo starts the compiler.
+    "-Clink-arg=-Wl,-T,crates/vm-init/init.ld",
 ];
 
 fn build_init(project: &Project) -> Result<Vec<u8>> {
