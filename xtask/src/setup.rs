@@ -33,6 +33,8 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "skopeo",
     "umoci",
+    // A program that makes a file system up, to import from.
+    "squashfuse",
     // Networks.
     "nftables",
     "iproute2",

@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// Copies an image into the store and gives it a name: an OCI image layout (a directory or a tar), a docker
-    /// archive, or a root file system's tar. Which one it is, is told by its content.
+    /// archive, or a root file system, in a tar or as a directory. Which one it is, is told by its content.
     ///
     /// Without a name the image keeps the one that the archive has for it, or else the file's. An archive of several
     /// images is searched for the name.

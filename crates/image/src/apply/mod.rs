@@ -32,9 +32,8 @@ use rustix::io::Errno;
 pub(crate) use entries::{Contents, Destination, Device, Entry, Kind, Part, read_layer};
 pub use limits::Limits;
 pub(crate) use limits::Spent;
-use metadata::DEFAULT_ACL;
-pub(crate) use metadata::Metadata;
-pub(crate) use path::{EntryPath, Shown};
+pub(crate) use metadata::{DEFAULT_ACL, Metadata, is_kept};
+pub(crate) use path::{EntryPath, Shown, WHITEOUT};
 use rights::{Rights, Skipped};
 use root::{Parent, Place, Root};
 
