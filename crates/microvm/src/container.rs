@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use beta9_runtime::{
-    Container, Error, ErrorKind, ExecRequest, Execution, Processes, Result, SignalTarget, Signals,
+    Container, Error, ErrorKind, ExecRequest, Execution, Operations, Processes, Result, SignalTarget, Signals,
 };
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, ExecId, Exit, TerminalSize};
@@ -12,8 +12,10 @@ use rustix::process::Pid;
 
 use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
 use crate::guest_spec::{Stdin, refuse_unsupported_process, translate_process};
+use crate::operations::GuestOperations;
 use crate::sandbox::{Exec, ExecExit, Sandbox};
 use crate::share::Share;
+use crate::sizing::VmSize;
 
 pub(crate) struct MicrovmContainer {
     sandbox: Sandbox,
@@ -22,6 +24,7 @@ pub(crate) struct MicrovmContainer {
     directory: VmDirectory,
     cgroup: Cgroup,
     share: Option<Share>,
+    size: VmSize,
 }
 
 impl MicrovmContainer {
@@ -32,8 +35,9 @@ impl MicrovmContainer {
         directory: VmDirectory,
         cgroup: Cgroup,
         share: Option<Share>,
+        size: VmSize,
     ) -> Self {
-        Self { sandbox, id, vmm, directory, cgroup, share }
+        Self { sandbox, id, vmm, directory, cgroup, share, size }
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
@@ -58,6 +62,11 @@ impl Container for MicrovmContainer {
 
     fn signals(&self) -> Arc<dyn Signals> {
         Arc::new(GuestSignals { sandbox: self.sandbox.clone() })
+    }
+
+    fn operations(&self) -> Arc<dyn Operations> {
+        let (sandbox, cgroup) = (self.sandbox.clone(), self.cgroup.clone());
+        Arc::new(GuestOperations { sandbox, cgroup, size: self.size })
     }
 
     fn processes(&self) -> Arc<dyn Processes> {

@@ -21,6 +21,7 @@
 mod container;
 mod engine;
 mod guest_spec;
+mod operations;
 mod probe;
 mod runtime;
 mod sandbox;

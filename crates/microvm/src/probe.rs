@@ -251,11 +251,11 @@ async fn boot_in(
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
     microvm.limit(cgroup, size);
     let host = Host { reaper: microvm.reaper().clone(), cgroup: cgroup.clone(), network: None };
-    let Listeners { control, stream, share: _ } = Listeners::bind(&directory)?;
+    let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;
     let started = Instant::now();
     let vm = microvm.engine().start(&microvm.vm_config(&id, directory, size, Vec::new()), &host).await?;
     let deadlines = Deadlines::at(microvm.engine().pace());
-    let accepting = Accepting { control, stream };
+    let accepting = Accepting { control, stream, copy };
     let (sandbox, kernel) =
         Sandbox::open(vm, accepting, id, cgroup.clone(), deadlines, &Marks::default()).await?;
     let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -141,7 +141,7 @@ impl Microvm {
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
-        let Listeners { control, stream, share: share_listener } = listeners;
+        let Listeners { control, stream, copy, share: share_listener } = listeners;
         // It gets ready while the guest boots.
         let share = if mounts.is_empty() {
             None
@@ -150,13 +150,13 @@ impl Microvm {
             Some(Share::start(&self.share, &host, &directory, &id, dialer, &mounts, share_listener)?)
         };
         let deadlines = Deadlines::at(self.engine.pace());
-        let accepting = Accepting { control, stream };
+        let accepting = Accepting { control, stream, copy };
         let (sandbox, _kernel) =
             Sandbox::open(vm, accepting, id.clone(), cgroup.clone(), deadlines, &marks).await?;
         if let Some(share) = &share {
             share.ready().await?;
         }
-        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share);
+        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share, size);
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)

@@ -1,7 +1,7 @@
 //! How big a VM is for what its container may use.
 
 use beta9_runtime::{Error, ErrorKind, Result};
-use beta9_types::{MemoryMib, RuntimeKind, RuntimeSettings};
+use beta9_types::{LimitChange, MemoryMib, RuntimeKind, RuntimeSettings};
 use oci_spec::runtime::Spec;
 
 use crate::guest_spec::{cpu_limit, memory_limit};
@@ -51,6 +51,27 @@ impl VmSize {
     }
 }
 
+impl VmSize {
+    /// Refuses limits that a VM of this size cannot give.
+    pub(crate) fn check(self, change: &LimitChange) -> Result<()> {
+        let refuse = |text: String| Err(Error::new(ErrorKind::Unsupported, text));
+        let most = u64::from(self.mem_mib).saturating_sub(GUEST_OVERHEAD_MIB);
+        if change.memory_bytes.is_some_and(|bytes| bytes > most << 20) {
+            return refuse(format!(
+                "a running VM does not grow: this one can give its container {most} MiB of memory; create another \
+                 container for more"
+            ));
+        }
+        let cpus = u64::from(self.cpus);
+        if change.nano_cpus.is_some_and(|nanos| nanos > cpus * 1_000_000_000) {
+            return refuse(format!(
+                "a running VM does not grow: this one has {cpus} processors; create another container for more"
+            ));
+        }
+        Ok(())
+    }
+}
+
 fn checked(mib: u64) -> Result<MemoryMib> {
     let size = u32::try_from(mib).ok().and_then(|mib| MemoryMib::try_from(mib).ok());
     size.ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("a VM cannot have {mib} MiB of memory")))
@@ -77,6 +98,17 @@ mod tests {
             usize::from(size(r#"{"cpu":{"quota":99000000,"period":100000}}"#).unwrap().cpus),
             all.min(32)
         );
+    }
+
+    #[test]
+    fn a_vm_gives_up_to_its_size() {
+        let size = VmSize { cpus: 2, mem_mib: 192 };
+        let memory = |mib: u64| LimitChange { memory_bytes: Some(mib << 20), ..LimitChange::default() };
+        size.check(&memory(64)).unwrap();
+        assert!(size.check(&memory(65)).unwrap_err().to_string().contains("64 MiB"));
+        let cpus = |nanos| LimitChange { nano_cpus: Some(nanos), ..LimitChange::default() };
+        size.check(&cpus(2_000_000_000)).unwrap();
+        assert!(size.check(&cpus(2_000_000_001)).unwrap_err().to_string().contains("2 processors"));
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! A container that an OCI runtime program created, and whose process the reaper owns.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use beta9_runtime::{Container, Error, ErrorKind, Processes, Result, SignalTarget, Signals};
+use beta9_runtime::{Container, Error, ErrorKind, Operations, Processes, Result, SignalTarget, Signals};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::{ChildExit, Reaper};
-use beta9_types::{ContainerId, Exit};
+use beta9_types::{BindMount, ContainerId, Exit, RuntimeKind};
 use rustix::process::{Pid, Signal};
 use tokio::sync::watch;
 
 use crate::exec::OciProcesses;
+use crate::operations::{OciOperations, View, directory_view};
 use crate::program::{Files, Program};
 use crate::terminal::Terminal;
 
@@ -38,6 +40,9 @@ pub(crate) struct OciContainer {
     pub(crate) cgroup: Cgroup,
     pub(crate) oom: OomRule,
     pub(crate) pid: Pid,
+    /// Where its files are on the host.
+    pub(crate) root: PathBuf,
+    pub(crate) mounts: Vec<BindMount>,
     pub(crate) ended: watch::Receiver<Option<ChildExit>>,
     pub(crate) verdict: Option<Exit>,
     pub(crate) terminal: Option<Arc<Terminal>>,
@@ -109,6 +114,22 @@ impl Container for OciContainer {
             program: self.program.clone(),
             reaper: self.reaper.clone(),
             files: self.files.clone(),
+        })
+    }
+
+    fn operations(&self) -> Arc<dyn Operations> {
+        let (kind, view) = match self.oom {
+            OomRule::Sandbox => (RuntimeKind::Gvisor, directory_view(&self.root, &self.mounts)),
+            OomRule::ProcessInContainer => (RuntimeKind::Runc, View::Process(self.pid())),
+        };
+        Arc::new(OciOperations {
+            kind,
+            id: self.id.clone(),
+            program: self.program.clone(),
+            reaper: self.reaper.clone(),
+            files: self.files.clone(),
+            cgroup: self.cgroup.clone(),
+            view,
         })
     }
 

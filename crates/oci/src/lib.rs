@@ -16,9 +16,12 @@
 mod container;
 mod exec;
 mod gvisor;
+mod operations;
+mod overlay;
 mod program;
 mod runc;
 mod terminal;
 
 pub use gvisor::{GVISOR_CAPABILITIES, Gvisor};
+pub use overlay::mount_volumes;
 pub use runc::{RUNC_CAPABILITIES, Runc};

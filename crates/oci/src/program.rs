@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,6 +21,9 @@ use crate::terminal::{ConsoleSocket, Terminal};
 
 /// No subcommand takes longer on a machine that works; gVisor's start under emulation is the slowest.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest answer taken over: a list of some ten thousand processes.
+const MAX_ANSWER: u64 = 4 << 20;
 
 /// Longest message taken over from a program.
 const MAX_MESSAGE: usize = 2000;
@@ -171,6 +175,27 @@ impl Program {
         if exit.success() { Ok(()) } else { Err(self.failure(subcommand, &said)) }
     }
 
+    /// Any subcommand that answers on its stdout.
+    pub(crate) async fn output(
+        &self,
+        reaper: &Reaper,
+        files: &Files,
+        subcommand: &str,
+        args: &[&str],
+    ) -> Result<Vec<u8>> {
+        let mut command = self.command(&files.log());
+        command.arg(subcommand).args(args).stdin(Stdio::null());
+        // Without names, because several may be under way at once.
+        let nameless = || tempfile(&files.dir);
+        let (answer, said) = (nameless()?, nameless()?);
+        let copy = |file: &File| {
+            file.try_clone().map_err(|e| Error::caused(ErrorKind::Failed, "keep an answer's file", e))
+        };
+        command.stdout(copy(&answer)?).stderr(copy(&said)?);
+        let exit = self.run(reaper, command, subcommand).await?;
+        if exit.success() { read_all(answer) } else { Err(self.complaint(subcommand, &read_all(said)?)) }
+    }
+
     fn command(&self, log: &Path) -> Command {
         let mut command = Command::new(&self.bin);
         command.args(&self.global).arg("--log").arg(log).args(["--log-format", "json"]);
@@ -205,12 +230,32 @@ impl Program {
 
     /// Turns what the program said last into an error.
     fn failure(&self, subcommand: &str, said: &Path) -> Error {
-        let text = std::fs::read(said).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        self.complaint(subcommand, &std::fs::read(said).unwrap_or_default())
+    }
+
+    fn complaint(&self, subcommand: &str, text: &[u8]) -> Error {
+        let text = String::from_utf8_lossy(text);
         let message = last_message(&text).unwrap_or_else(|| "it did not say why".to_owned());
         let name = self.bin.file_name().unwrap_or(self.bin.as_os_str()).to_string_lossy();
         Error::new(classify(&message), format!("{name} {subcommand}: {message}"))
     }
+}
+
+/// A file without a name.
+fn tempfile(dir: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(rustix::fs::OFlags::TMPFILE.bits() as i32);
+    options
+        .open(dir)
+        .map_err(|e| Error::caused(ErrorKind::Failed, format!("create a file in {}", dir.display()), e))
+}
+
+fn read_all(mut file: File) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(MAX_ANSWER).read_to_end(&mut bytes));
+    read.map_err(|e| Error::caused(ErrorKind::Failed, "read an answer", e))?;
+    Ok(bytes)
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use beta9_runtime::{
-    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, RootfsForm, Runtime, find_program,
+    Capabilities, Container, CreateRequest, Error, ErrorKind, Result, Rootfs, RootfsForm, Runtime,
+    find_program,
 };
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
@@ -89,7 +90,13 @@ pub(crate) async fn create(
     oom: OomRule,
     request: CreateRequest,
 ) -> Result<Box<dyn Container>> {
-    let CreateRequest { id, dir, spec, stdio, cgroup, marks, .. } = request;
+    let CreateRequest { id, dir, spec, rootfs, mounts, stdio, cgroup, marks } = request;
+    let Rootfs::Directory(root) = rootfs else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the program takes its root file system as a directory",
+        ));
+    };
     let files = Files::in_dir(&dir);
     let config = files.bundle().join("config.json");
     std::fs::create_dir_all(files.bundle())
@@ -110,6 +117,8 @@ pub(crate) async fn create(
                 cgroup,
                 oom,
                 pid,
+                root,
+                mounts,
                 ended,
                 verdict,
                 terminal,

@@ -8,7 +8,7 @@ use beta9_sys::cgroup::Cgroup;
 use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
 use oci_spec::runtime::Spec;
 
-use crate::{Capabilities, Processes, Result};
+use crate::{Capabilities, Operations, Processes, Result};
 
 /// A way of isolating containers.
 #[async_trait]
@@ -47,6 +47,9 @@ pub trait Container: Send + Sync {
 
     /// A handle to send signals with while somebody else waits for the exit.
     fn signals(&self) -> Arc<dyn Signals>;
+
+    /// A handle to operate it with while somebody else waits for the exit.
+    fn operations(&self) -> Arc<dyn Operations>;
 
     /// A handle to start and reach other processes with while somebody else waits for the exit.
     fn processes(&self) -> Arc<dyn Processes>;

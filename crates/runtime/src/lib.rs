@@ -12,6 +12,7 @@
 mod capabilities;
 mod container;
 mod error;
+mod operations;
 mod process;
 
 pub use capabilities::Capabilities;
@@ -20,4 +21,5 @@ pub use container::{
     find_program,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use operations::Operations;
 pub use process::{ExecRequest, Execution, Processes};

@@ -12,6 +12,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::operate::{Answer, CHUNK, Copy, CopyPiece, Operation, Refusal};
 use crate::protocol::{AttachFrom, ExecSpec, Input, Piece, Reads, Reply, Request, Until, Update, codec};
 
 /// A supervisor answers from memory; slower means stuck.
@@ -64,6 +65,26 @@ impl Supervisor {
         let (connection, reply) = self.ask(&Request::Attach { from, stdin }).await?;
         let (input, output) = session(connection);
         Ok((position(&reply), input, output))
+    }
+
+    /// Does something with the running container.
+    pub async fn operate(&self, operation: Operation) -> Result<std::result::Result<Answer, Refusal>> {
+        let request = Request::Operate { operation };
+        let (_, reply) = self.ask_within(&request, RUNTIME_DEADLINE).await?;
+        match reply {
+            Reply::Operated { outcome } => Ok(outcome),
+            _ => Err(Error::new(ErrorKind::Refused, "the supervisor answered something else")),
+        }
+    }
+
+    /// Begins to copy files.
+    pub async fn copy(&self, files: Copy) -> Result<std::result::Result<CopyStream, Refusal>> {
+        let (connection, reply) = self.ask_within(&Request::Copy { files }, DEADLINE).await?;
+        match reply {
+            Reply::Operated { outcome: Err(refusal) } => Ok(Err(refusal)),
+            Reply::Ok => Ok(Ok(CopyStream { connection })),
+            _ => Err(Error::new(ErrorKind::Refused, "the supervisor answered something else")),
+        }
     }
 
     /// Reads the log from a position on, or from the first that is kept, which is the number.
@@ -187,6 +208,44 @@ impl SessionInput {
             .send(input.encode())
             .await
             .map_err(|e| Error::caused(ErrorKind::Gone, "the container takes no more input", e))
+    }
+}
+
+/// A copy under way.
+#[derive(Debug)]
+pub struct CopyStream {
+    connection: Connection,
+}
+
+impl CopyStream {
+    /// The next part of an archive that comes out; `None` when it is whole and the copy is done.
+    pub async fn next(&mut self) -> Result<std::result::Result<Option<Bytes>, Refusal>> {
+        let broken = || Error::new(ErrorKind::Gone, "the copy was cut off; the container may have ended");
+        let Some(Ok(frame)) = self.connection.next().await else { return Err(broken()) };
+        match CopyPiece::decode(frame.freeze()) {
+            Some(CopyPiece::Data(bytes)) => Ok(Ok(Some(bytes))),
+            Some(CopyPiece::Done) => Ok(Ok(None)),
+            Some(CopyPiece::Failed(refusal)) => Ok(Err(refusal)),
+            _ => Err(broken()),
+        }
+    }
+
+    /// Sends a part of an archive that goes in. That it is not taken is explained by [`next`](Self::next).
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.chunks(CHUNK) {
+            self.piece(&CopyPiece::Data(Bytes::copy_from_slice(piece))).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that the archive is whole.
+    pub async fn end(&mut self) -> Result<()> {
+        self.piece(&CopyPiece::End).await
+    }
+
+    async fn piece(&mut self, piece: &CopyPiece) -> Result<()> {
+        let sent = self.connection.send(piece.encode()).await;
+        sent.map_err(|e| Error::caused(ErrorKind::Gone, "the copy takes no more", e))
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime, SignalTarget};
+use beta9_runtime::{
+    Container, ContainerStdio, CreateRequest, Marks, Operations, Rootfs, Runtime, SignalTarget,
+};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{ContainerId, ContainerState, Exit, Phase, TerminalSize};
@@ -25,6 +27,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
 use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
+use crate::operate::{self, Answer, Ask, Operation, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
@@ -292,6 +295,7 @@ impl Life {
                         let _ = done.send(Ok(()));
                         return false;
                     }
+                    Command::Ask(ask) => refuse(ask),
                     Command::Stop { .. } => {
                         self.restarts.stop();
                         return false;
@@ -330,6 +334,7 @@ impl Life {
                         let _ = done.send(Ok(()));
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
                     }
+                    Command::Ask(ask) => refuse(ask),
                     Command::Stop { .. } => {
                         self.restarts.stop();
                         break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
@@ -348,11 +353,14 @@ impl Life {
         }
     }
 
-    /// Waits for the verdict and passes on signals meanwhile.
+    /// Waits for the verdict and passes on signals and operations meanwhile.
     async fn watch_over(&mut self, container: &mut dyn Container) -> Exit {
-        let signals = container.signals();
+        let pid = container.pid();
+        let (signals, operations) = (container.signals(), container.operations());
         let mut deadline = Deadline::None;
         let mut sends = JoinSet::new();
+        let mut operating = JoinSet::new();
+        let mut is_changing = false;
         let send = |number, target| {
             let signals = Arc::clone(&signals);
             async move { signals.send(number, target).await.map_err(|e| e.chain()) }
@@ -371,16 +379,62 @@ impl Life {
                             self.restarts.stop();
                         }
                         let target = if all { SignalTarget::All } else { SignalTarget::Main };
+                        let thaw = (number == SIGKILL).then(|| self.thaw(&operations)).flatten();
                         let sending = send(number, target);
-                        sends.spawn(async move { drop(done.send(sending.await)); });
+                        let again = send(number, target);
+                        sends.spawn(async move {
+                            let mut sent = sending.await;
+                            if let Some(thaw) = thaw {
+                                thaw.await;
+                                // A runtime that takes no signals for a frozen container takes them now.
+                                if sent.is_err() {
+                                    sent = again.await;
+                                }
+                            }
+                            drop(done.send(sent));
+                        });
                     }
                     Command::Stop { grace } => {
                         self.restarts.stop();
-                        let sending = send(self.record.stop_signal.get(), SignalTarget::Main);
-                        sends.spawn(async move { drop(sending.await); });
+                        let number = self.record.stop_signal.get();
+                        let thaw = self.thaw(&operations);
+                        let (sending, again) = (send(number, SignalTarget::Main), send(number, SignalTarget::Main));
+                        sends.spawn(async move {
+                            let sent = sending.await;
+                            if let Some(thaw) = thaw {
+                                thaw.await;
+                                if sent.is_err() {
+                                    drop(again.await);
+                                }
+                            }
+                        });
                         deadline = deadline.sooner(Deadline::Kill(Instant::now() + grace));
                     }
+                    Command::Ask(Ask::Copying { done }) => drop(done.send(Ok(Arc::clone(&operations)))),
+                    Command::Ask(Ask::Operation { operation, done }) => {
+                        if let Operation::Restart { policy } = operation {
+                            self.restarts.follow(policy);
+                        }
+                        match operate::refusal(&operation, &self.updates.borrow().state.state, is_changing) {
+                            Some(refusal) => drop(done.send(Err(refusal))),
+                            None => {
+                                is_changing |= matches!(operation, Operation::Pause | Operation::Resume);
+                                operating.spawn(operate::run(Arc::clone(&operations), operation, done));
+                            }
+                        }
+                    }
                 },
+                Some(Ok(over)) = operating.join_next() => {
+                    let operate::Over { operation, outcome, done } = over;
+                    let is_done = matches!(outcome, Ok(Answer::Done));
+                    match operation {
+                        Operation::Pause if is_done => self.publish(ContainerState::Paused { pid }, false),
+                        Operation::Resume if is_done => self.publish(ContainerState::Running { pid }, false),
+                        _ => {}
+                    }
+                    is_changing &= !matches!(operation, Operation::Pause | Operation::Resume);
+                    drop(done.send(outcome));
+                }
                 () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => match deadline {
                     Deadline::Kill(_) => {
                         let sending = send(SIGKILL, SignalTarget::Main);
@@ -395,6 +449,17 @@ impl Life {
                 Some(_) = sends.join_next() => {}
             }
         }
+    }
+
+    /// What lets a frozen container go on, so that it can end; `None` where it is not frozen.
+    fn thaw(&self, operations: &Arc<dyn Operations>) -> Option<impl Future<Output = ()> + use<>> {
+        let is_frozen = matches!(self.updates.borrow().state.state, ContainerState::Paused { .. });
+        let (operations, container) = (Arc::clone(operations), self.record.id.clone());
+        is_frozen.then_some(async move {
+            if let Err(error) = operations.resume().await {
+                tracing::warn!(%container, error = error.chain(), "a frozen container that is to end stays frozen");
+            }
+        })
     }
 
     /// Undoes everything, in reverse.
@@ -513,6 +578,15 @@ async fn start(
 /// The next thing asked of the container. The sender lives in the server and in the SIGTERM task.
 async fn next_command(inbox: &mut mpsc::Receiver<Command>) -> Command {
     inbox.recv().await.unwrap_or(Command::Stop { grace: OWN_GRACE })
+}
+
+/// Answers what is asked of a container that does not run yet.
+fn refuse(ask: Ask) {
+    let refusal = Refusal::new("the container has not started yet");
+    match ask {
+        Ask::Operation { done, .. } => drop(done.send(Err(refusal))),
+        Ask::Copying { done } => drop(done.send(Err(refusal))),
+    }
 }
 
 /// Being told to end means to stop the container first.

@@ -10,6 +10,8 @@
 //! attach                 the same, and at the end an Update; the client sends Inputs
 //! exec                   a Reply when the process runs, then Pieces of its output and at last its Exit; the client
 //!                        sends Inputs. A process that nobody attaches to ends with the Reply.
+//! operate                one Reply
+//! copy                   a Reply, then pieces of an archive, from the side that has it; then how it went
 //! ```
 //!
 //! A Piece or an Input is one byte that says which, and what it holds. A connection that closes without the last of them
@@ -21,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::bytes::{BufMut, Bytes, BytesMut};
 use tokio_util::codec::LengthDelimitedCodec;
 
+use crate::operate::{Answer, Copy, Operation, Refusal};
 use crate::record::StateFile;
 
 /// Longest frame: a stdin chunk or a state with its timeline.
@@ -52,6 +55,10 @@ pub(crate) enum Request {
     Attach { from: AttachFrom, stdin: bool },
     /// Start another process.
     Exec(Box<ExecSpec>),
+    /// Do something with the running container.
+    Operate { operation: Operation },
+    /// Copy files; an archive follows, in either direction.
+    Copy { files: Copy },
 }
 
 /// Another process for a container.
@@ -99,6 +106,8 @@ pub enum Until {
     /// Until the container is over and has given everything back. A container whose record goes away with it waits a
     /// moment for such a watcher, so that its end is not missed.
     Gone,
+    /// The same for an observer, for whom nothing waits.
+    Over,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +117,10 @@ pub(crate) enum Reply {
     /// The log follows from this position on.
     Log {
         position: u64,
+    },
+    /// How an operation went.
+    Operated {
+        outcome: Result<Answer, Refusal>,
     },
     Refused {
         message: String,
@@ -131,7 +144,7 @@ impl Update {
     pub(crate) fn satisfies(&self, until: Until) -> bool {
         match until {
             Until::Started => self.state.state.is_started(),
-            Until::Gone => self.is_final(),
+            Until::Gone | Until::Over => self.is_final(),
         }
     }
 

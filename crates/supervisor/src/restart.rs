@@ -27,6 +27,11 @@ impl Restarts {
         Self { policy, count: 0, pause: FIRST_PAUSE, stopped: false }
     }
 
+    /// Follows another policy from now on.
+    pub(crate) fn follow(&mut self, policy: RestartPolicy) {
+        self.policy = policy;
+    }
+
     /// From now on the end is the end.
     pub(crate) fn stop(&mut self) {
         self.stopped = true;

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attach::Reserved;
 use crate::exec::Execs;
+use crate::operate::{self, Ask, Copy, Operation, Refusal};
 use crate::protocol::{Reply, Request, Until, Update, codec};
 use crate::stdio::{Input, SharedLog};
 
@@ -24,10 +25,13 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long watchers may take to read the last update.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+const NOT_RUNNING: &str = "the container is not running";
+
 /// What clients ask of the task that owns the container.
 pub(crate) enum Command {
     Signal { number: i32, all: bool, done: oneshot::Sender<Result<(), String>> },
     Stop { grace: Duration },
+    Ask(Ask),
 }
 
 /// What every connection shares.
@@ -113,6 +117,8 @@ impl Server {
                 let _ = send(&mut connection, &Reply::Ok).await;
             }
             Ok(Request::Watch { until }) => self.watch(connection, until).await,
+            Ok(Request::Operate { operation }) => self.operate(connection, operation).await,
+            Ok(Request::Copy { files }) => self.copy(connection, files).await,
             Ok(Request::Logs { from, reads }) => self.logs(connection, from, reads).await,
             Ok(Request::Attach { from, stdin }) => {
                 let _attached = self.attached.token();
@@ -123,6 +129,39 @@ impl Server {
                 let message = format!("unknown request: {error}");
                 let _ = send(&mut connection, &Reply::Refused { message }).await;
             }
+        }
+    }
+
+    async fn operate(&self, mut connection: Connection, operation: Operation) {
+        let (done, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Ask(Ask::Operation { operation, done })).await;
+        let outcome = match (sent, answer.await) {
+            (Ok(()), Ok(outcome)) => outcome,
+            _ => Err(Refusal::new(NOT_RUNNING)),
+        };
+        let _ = send(&mut connection, &Reply::Operated { outcome }).await;
+    }
+
+    async fn copy(&self, mut connection: Connection, files: Copy) {
+        let (done, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Ask(Ask::Copying { done })).await;
+        let operations = match (sent, answer.await) {
+            (Ok(()), Ok(Ok(operations))) => operations,
+            (Ok(()), Ok(Err(refusal))) => {
+                return drop(send(&mut connection, &Reply::Operated { outcome: Err(refusal) }).await);
+            }
+            _ => {
+                let outcome = Err(Refusal::new(NOT_RUNNING));
+                return drop(send(&mut connection, &Reply::Operated { outcome }).await);
+            }
+        };
+        if send(&mut connection, &Reply::Ok).await.is_err() {
+            return;
+        }
+        let mut over = self.updates.clone();
+        tokio::select! {
+            () = operate::copy(connection, operations, files) => {}
+            _ = over.wait_for(Update::is_final) => {}
         }
     }
 

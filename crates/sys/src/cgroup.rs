@@ -4,6 +4,8 @@
 //! (Linux 5.14). The functions here hide the difference for the few things the host needs: make, limit,
 //! enter, count, kill, remove, and read the kernel's OOM count.
 
+mod usage;
+
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -32,6 +34,15 @@ struct Hierarchy {
     /// v1 controller name; empty for v2.
     controller: &'static str,
     directory: PathBuf,
+}
+
+/// What [`Cgroup::freeze`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freeze {
+    /// Nothing of the group runs.
+    Frozen,
+    /// Everything does.
+    Thawed,
 }
 
 /// An opened `cgroup.procs` of every hierarchy of a group.
@@ -115,6 +126,42 @@ impl Cgroup {
     /// Limits the number of processes and threads in the group.
     pub fn limit_pids(&self, count: u64) -> Result<()> {
         self.write("pids", "pids.max", "pids.max", &count.to_string())
+    }
+
+    /// Limits the group's processor time to `quota` of every `period` microseconds.
+    pub fn limit_cpu(&self, quota: u64, period: u64) -> Result<()> {
+        for Hierarchy { controller, directory } in &self.directories {
+            let writes: &[(&str, String)] = match *controller {
+                "" => &[("cpu.max", format!("{quota} {period}"))],
+                "cpu" => {
+                    &[("cpu.cfs_period_us", period.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+                }
+                _ => &[],
+            };
+            for (name, value) in writes {
+                let file = directory.join(name);
+                fs::write(&file, value).map_err(|e| Error::at("write cgroup limit", &file, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the group's processes where they are, or lets them go on. The kernel does it soon after this returns.
+    pub fn freeze(&self, freeze: Freeze) -> Result<()> {
+        let (v1, v2) = match freeze {
+            Freeze::Frozen => ("FROZEN", "1"),
+            Freeze::Thawed => ("THAWED", "0"),
+        };
+        for Hierarchy { controller, directory } in &self.directories {
+            let (name, value) = match *controller {
+                "" => ("cgroup.freeze", v2),
+                "freezer" => ("freezer.state", v1),
+                _ => continue,
+            };
+            let file = directory.join(name);
+            fs::write(&file, value).map_err(|e| Error::at("write", &file, e))?;
+        }
+        Ok(())
     }
 
     /// Sets the group's share of CPU time among competitors: 1024 is what a group has by itself (2 to 262144).
@@ -241,6 +288,8 @@ impl Cgroup {
     /// Kills every process of the group and waits until it is empty. `false` if some survived `deadline`.
     pub fn kill(&self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
+        // A frozen process of v1 does not even die.
+        let _ = self.freeze(Freeze::Thawed);
         loop {
             let processes = self.processes();
             if processes.is_empty() {
@@ -300,7 +349,7 @@ fn delegate_v2(directory: &Path) {
         directory.ancestors().skip(1).take_while(|dir| dir.join("cgroup.controllers").exists()).collect();
     ancestors.reverse();
     for ancestor in ancestors {
-        for controller in ["+memory", "+pids", "+cpu"] {
+        for controller in ["+memory", "+pids", "+cpu", "+io"] {
             // A controller that the host keeps for v1 or does not have shows when its limit is written.
             let _ = fs::write(ancestor.join("cgroup.subtree_control"), controller);
         }

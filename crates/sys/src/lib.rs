@@ -10,6 +10,7 @@ pub mod command;
 pub mod machine;
 pub mod namespaces;
 pub mod passing;
+pub mod processes;
 pub mod processor;
 pub mod program;
 pub mod reaper;

@@ -146,6 +146,11 @@ impl Running {
         self.shows(&self.stdout, text)
     }
 
+    /// Whether its stdout holds `text` now or in a moment.
+    pub fn stdout_shows_soon(&self, text: &str) -> bool {
+        self.stdout.holds(text.as_bytes(), Duration::from_millis(200))
+    }
+
     /// Waits until its stderr holds `text`.
     pub fn stderr_shows(&self, text: &str) -> Result<()> {
         self.shows(&self.stderr, text)

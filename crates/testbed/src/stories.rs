@@ -5,6 +5,7 @@
 
 mod again;
 mod commands;
+mod copies;
 mod exec;
 mod exit;
 mod files;
@@ -13,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod operate;
 mod options;
 mod process;
 mod security;
@@ -55,6 +57,8 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         mounts::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
+        operate::STORIES,
+        copies::STORIES,
         security::STORIES,
         options::STORIES,
         again::STORIES,

@@ -9,6 +9,7 @@ mod digest;
 mod exit;
 mod id;
 mod log_limits;
+mod operate;
 mod options;
 mod platform;
 mod pool_name;
@@ -27,6 +28,7 @@ pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
 pub use log_limits::LogLimits;
+pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
     CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
     LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,

@@ -8,6 +8,8 @@ use crate::Exit;
 /// created ──▶ starting ──▶ running ──▶ exited ──▶ starting, when somebody starts it again
 ///                 │▲          │           ▲
 ///                 │└restarting◀── by its restart policy
+///                 │         ▲   ▼           │
+///                 │         paused ─────────┤
 ///                 └───────────────────────┘
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,11 @@ pub enum ContainerState {
     /// The container's process runs.
     Running {
         /// Its process id on the host: the container's init, or the VMM.
+        pid: u32,
+    },
+    /// The container's processes are frozen.
+    Paused {
+        /// As of one that runs.
         pid: u32,
     },
     /// It is over. The record stays until the container is removed.
@@ -35,6 +42,7 @@ impl ContainerState {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
             Self::Exited(_) => "exited",
             Self::Restarting(_) => "restarting",
         }
@@ -42,7 +50,15 @@ impl ContainerState {
 
     /// Whether the start is behind it, however it went.
     pub fn is_started(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Exited(_) | Self::Restarting(_))
+        matches!(self, Self::Running { .. } | Self::Paused { .. } | Self::Exited(_) | Self::Restarting(_))
+    }
+
+    /// The process that stands for the container on the host, while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Running { pid } | Self::Paused { pid } => Some(*pid),
+            _ => None,
+        }
     }
 
     /// How it ended, if it did.

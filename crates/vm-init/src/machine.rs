@@ -15,7 +15,7 @@ use crate::container::{self, Event, ExecOrder, Order};
 use crate::control::{self, Reports, Requests};
 use crate::failure::Failure;
 use crate::modules::Modules;
-use crate::{boot, report};
+use crate::{boot, operate, report};
 use beta9_types::chain;
 
 /// Requests that may wait for one container. A host that sends more before they are handled loses them.
@@ -61,6 +61,9 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
                 machine.pass(&container, Event::Signal { signal, target });
             }
             Ok(ToGuest::ExitAck { container }) => machine.pass(&container, Event::ExitAck),
+            Ok(ToGuest::Operate { container, number, operation }) => {
+                operate::begin(machine, container, number, operation);
+            }
             Ok(ToGuest::Exec { container, exec, process }) => {
                 machine.pass(&container, Event::Exec(ExecOrder { exec, process }));
             }

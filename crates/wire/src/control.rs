@@ -1,7 +1,7 @@
 use beta9_types::{ContainerId, ExecId, TerminalSize};
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerSpec, Process};
+use crate::{ContainerSpec, Operation, Outcome, Process};
 
 /// What the host says on the control connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,15 @@ pub enum ToGuest {
         /// The new size.
         size: TerminalSize,
     },
+    /// Do something with a running container.
+    Operate {
+        /// Which one.
+        container: ContainerId,
+        /// The number that the answer carries; those under way differ.
+        number: u32,
+        /// What to do.
+        operation: Operation,
+    },
 }
 
 /// What the guest says on the control connection.
@@ -139,6 +148,15 @@ pub enum FromGuest {
         exec: ExecId,
         /// How.
         exit: GuestExit,
+    },
+    /// An operation is over.
+    Operated {
+        /// On which container.
+        container: ContainerId,
+        /// Which one.
+        number: u32,
+        /// How it went.
+        outcome: Outcome,
     },
 }
 

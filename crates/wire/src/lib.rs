@@ -1,11 +1,12 @@
 //! The protocol between the host's supervisor and `beta9-vm-init`, the guest's PID 1.
 //!
-//! The guest dials the host (CID 2) on three vsock ports; the host never dials the guest:
+//! The guest dials the host (CID 2) on four vsock ports; the host never dials the guest:
 //!
 //! ```text
 //! port 1024  control   one connection, both directions: Hello/Welcome, then requests and reports
 //! port 1025  stream    one connection per stream of a process: StreamOpen, Data…, End ⇄ EndAck
 //! port 1026  share     one connection per container: ShareOpen, then raw FUSE messages
+//! port 1027  copy      one connection per copy: CopyOpen, then Data…, End ⇄ EndAck
 //! ```
 //!
 //! Every frame is a fixed header and a body:
@@ -28,19 +29,21 @@
 
 mod codec;
 mod control;
+mod operate;
 mod process;
 mod stream;
 
 pub use codec::{Error, Frame, FrameHeader, FrameKind, HEADER_LEN, MAX_BODY, MAX_DATA, decode, encode};
 pub use codec::{read_frame, write_data, write_message};
 pub use control::{FromGuest, GuestExit, RootDisk, StartFailure, ToGuest, WritableLayer};
+pub use operate::{CopyOpen, Operation, OperationFailure, Outcome};
 pub use process::{
     Capabilities, ContainerSpec, GuestDevice, GuestMount, Identity, MountSource, Process, Resources, Rlimit,
 };
 pub use stream::{ShareOpen, StreamControl, StreamKind, StreamOpen};
 
 /// The version this build speaks. A host and a guest that differ part with a clear error.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1024;
@@ -48,3 +51,5 @@ pub const CONTROL_PORT: u32 = 1024;
 pub const STREAM_PORT: u32 = 1025;
 /// vsock port of the file-sharing connections.
 pub const SHARE_PORT: u32 = 1026;
+/// vsock port of the connections that files are copied by.
+pub const COPY_PORT: u32 = 1027;

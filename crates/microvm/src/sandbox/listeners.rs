@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 
 use beta9_runtime::{Error, ErrorKind, Result};
-use beta9_wire::{CONTROL_PORT, SHARE_PORT, STREAM_PORT};
+use beta9_wire::{CONTROL_PORT, COPY_PORT, SHARE_PORT, STREAM_PORT};
 use rustix::process::Pid;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -26,6 +26,8 @@ pub(crate) struct Listeners {
     pub(crate) control: UnixListener,
     /// One connection per stream.
     pub(crate) stream: UnixListener,
+    /// One connection per copy.
+    pub(crate) copy: UnixListener,
     /// Accepted from by the share server, which is a process of its own.
     pub(crate) share: OwnedFd,
 }
@@ -44,6 +46,7 @@ impl Listeners {
         Ok(Self {
             control: asynchronous(bind(CONTROL_PORT)?).map_err(broken)?,
             stream: asynchronous(bind(STREAM_PORT)?).map_err(broken)?,
+            copy: asynchronous(bind(COPY_PORT)?).map_err(broken)?,
             share: bind(SHARE_PORT)?.into(),
         })
     }

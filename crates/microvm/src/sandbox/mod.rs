@@ -14,27 +14,32 @@
 //! hostile: every id is checked, every wait has a deadline, every queue and connection count is bounded, and
 //! whatever is not in the picture ends the VM with a verdict that says what the guest did.
 
+mod copies;
 mod execs;
 mod frames;
 mod handshake;
 mod host_end;
 mod listeners;
+mod operate;
 mod owner;
 mod streams;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use beta9_runtime::{ContainerStdio, Error, ErrorKind, Marks, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, ExecId, Exit, Phase, TerminalSize};
-use beta9_wire::{ContainerSpec, Process, RootDisk};
+use beta9_wire::{ContainerSpec, Operation, Outcome, Process, RootDisk};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::{Pace, Vm};
 
+use copies::Copies;
 pub(crate) use listeners::Listeners;
 use owner::Owner;
 
@@ -96,6 +101,15 @@ pub(crate) enum Request {
         /// Answered when it is on its way.
         reply: oneshot::Sender<Result<()>>,
     },
+    /// Have the guest do something with the running container.
+    Operate {
+        /// Different from all others of this VM.
+        number: u32,
+        /// What.
+        operation: Operation,
+        /// Answered when the guest has answered.
+        reply: oneshot::Sender<Result<Outcome>>,
+    },
     /// Execute another process in the container.
     Exec(Box<Exec>, oneshot::Sender<Result<ExecExit>>),
     /// Signal a process that was executed.
@@ -137,6 +151,9 @@ pub(crate) struct Status {
 pub(crate) struct Sandbox {
     requests: mpsc::Sender<Request>,
     status: watch::Receiver<Status>,
+    numbers: Arc<AtomicU32>,
+    copies: Arc<Copies>,
+    answer_deadline: Duration,
     exec_deadline: Duration,
 }
 
@@ -152,7 +169,7 @@ impl Sandbox {
         deadlines: Deadlines,
         marks: &Marks,
     ) -> Result<(Self, GuestKernel)> {
-        let Accepting { control, stream } = listeners;
+        let Accepting { control, stream, copy } = listeners;
         let (control, kernel) = match handshake::greet(&vm, control, &container, deadlines.boot).await {
             Ok(greeted) => greeted,
             Err(error) => {
@@ -161,12 +178,14 @@ impl Sandbox {
             }
         };
         marks.reach(Phase::GuestReady);
+        let copies = Arc::new(Copies::serve(copy, vm.dialer, container.clone()));
         let (requests, queue) = mpsc::channel(32);
         let (status, seen) = watch::channel(Status::default());
         let owner = Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status);
         tokio::spawn(owner.run());
-        let exec_deadline = deadlines.answer;
-        Ok((Self { requests, status: seen, exec_deadline }, kernel))
+        let numbers = Arc::default();
+        let (answer_deadline, exec_deadline) = (deadlines.answer, deadlines.answer);
+        Ok((Self { requests, status: seen, numbers, copies, answer_deadline, exec_deadline }, kernel))
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T>>) -> Request) -> Result<T> {
@@ -240,6 +259,7 @@ impl Sandbox {
 pub(crate) struct Accepting {
     pub(crate) control: tokio::net::UnixListener,
     pub(crate) stream: tokio::net::UnixListener,
+    pub(crate) copy: tokio::net::UnixListener,
 }
 
 /// What the guest calls its kernel.

@@ -1,11 +1,12 @@
 //! The task that owns a VM, from its guest's report to its end.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use beta9_runtime::{Error, ErrorKind, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
 use beta9_types::{ContainerId, Exit, ExitReason};
-use beta9_wire::{FromGuest, GuestExit, StreamKind, ToGuest, decode};
+use beta9_wire::{FromGuest, GuestExit, Outcome, StreamKind, ToGuest, decode};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,6 +26,8 @@ const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 const WINDOW: Duration = Duration::from_secs(10);
 /// A guest's connection and its VMM end at about the same time; the VMM's end says more.
 const EPILOGUE: Duration = Duration::from_secs(2);
+/// Operations that may be under way; a guest that answers none is asked for no more.
+const MAX_OPERATIONS: usize = 64;
 /// Longest message of a guest that is repeated to a user.
 const MAX_MESSAGE: usize = 2000;
 
@@ -82,6 +85,7 @@ pub(super) struct Owner {
     stderr: Option<StreamEnd>,
     execs: Execs,
     stage: Stage,
+    operations: HashMap<u32, oneshot::Sender<Result<Outcome>>>,
     window_began: Instant,
     messages: u32,
 }
@@ -112,6 +116,7 @@ impl Owner {
             stderr: None,
             execs: Execs::default(),
             stage: Stage::Ready,
+            operations: HashMap::new(),
             window_began: Instant::now(),
             messages: 0,
         }
@@ -224,6 +229,20 @@ impl Owner {
                 self.control.say(&ToGuest::Signal { container, signal: number, all }).await?;
                 let _ = reply.send(Ok(()));
             }
+            (Some(Request::Operate { number, operation, reply }), Stage::Running) => {
+                if self.operations.len() >= MAX_OPERATIONS {
+                    let text =
+                        format!("{MAX_OPERATIONS} operations are under way already: wait for one to end");
+                    let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+                    return Ok(());
+                }
+                self.operations.insert(number, reply);
+                self.control.say(&ToGuest::Operate { container, number, operation }).await?;
+            }
+            (Some(Request::Operate { reply, .. }), _) => {
+                let text = format!("container {container} {}", self.stage.describe());
+                let _ = reply.send(Err(Error::new(ErrorKind::Failed, text)));
+            }
             (Some(Request::Exec(exec, reply)), Stage::Running) => {
                 let super::Exec { id, process, stdio } = *exec;
                 let Some(streams) = &self.streams else { return Ok(()) };
@@ -283,9 +302,19 @@ impl Owner {
             }
             Err(error) => return Err(Violation::from(error).into()),
         };
-        self.count_message()?;
         let message = decode::<FromGuest>("guest", &body).map_err(Violation::from)?;
         self.check_container(&message)?;
+        if let FromGuest::Operated { number, outcome, .. } = message {
+            let Some(reply) = self.operations.remove(&number) else {
+                return Err(
+                    Violation::new(format!("it answered operation {number}, which was not asked")).into()
+                );
+            };
+            // Whoever asked may have lost patience.
+            let _ = reply.send(Ok(outcome));
+            return Ok(());
+        }
+        self.count_message()?;
         let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {
@@ -362,6 +391,7 @@ impl Owner {
             | FromGuest::Started { container }
             | FromGuest::Failed { container, .. }
             | FromGuest::Exited { container, .. }
+            | FromGuest::Operated { container, .. }
             | FromGuest::ExecStarted { container, .. }
             | FromGuest::ExecFailed { container, .. }
             | FromGuest::ExecExited { container, .. } => container,
@@ -479,6 +509,7 @@ fn name(message: &FromGuest) -> &'static str {
         FromGuest::Started { .. } => "started",
         FromGuest::Failed { .. } => "failed",
         FromGuest::Exited { .. } => "exited",
+        FromGuest::Operated { .. } => "operated",
         FromGuest::ExecStarted { .. } => "that a process started",
         FromGuest::ExecFailed { .. } => "that a process failed to start",
         FromGuest::ExecExited { .. } => "that a process exited",

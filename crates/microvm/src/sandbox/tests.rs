@@ -87,7 +87,8 @@ impl Bench {
         let path = self.directory.path().to_owned();
         let script: JoinHandle<()> = std::thread::spawn(move || guest(Guest::dial(path)));
         drop(script);
-        let accepting = Accepting { control: listeners.control, stream: listeners.stream };
+        let accepting =
+            Accepting { control: listeners.control, stream: listeners.stream, copy: listeners.copy };
         Sandbox::open(vm, accepting, id(), self.cgroup.clone(), QUICK, &Marks::default())
             .await
             .map(|(sandbox, _)| sandbox)
@@ -434,7 +435,7 @@ async fn a_vm_that_dies_is_lost_and_says_how() {
         Guest::dial(path).greet().created().started();
         rustix::process::kill_process(vmm, rustix::process::Signal::KILL).unwrap();
     });
-    let accepting = Accepting { control: listeners.control, stream: listeners.stream };
+    let accepting = Accepting { control: listeners.control, stream: listeners.stream, copy: listeners.copy };
     let opened = Sandbox::open(vm, accepting, id(), bench.cgroup.clone(), QUICK, &Marks::default()).await;
     let (sandbox, _) = opened.unwrap();
     sandbox.create(create(stdio)).await.unwrap();
@@ -459,7 +460,7 @@ async fn nobody_but_the_vm_is_listened_to() {
         guest.say(&FromGuest::Hello { protocol: PROTOCOL_VERSION, kernel: "6.1".into() });
         guest.linger();
     });
-    let accepting = Accepting { control: listeners.control, stream: listeners.stream };
+    let accepting = Accepting { control: listeners.control, stream: listeners.stream, copy: listeners.copy };
     let opened = Sandbox::open(vm, accepting, id(), bench.cgroup.clone(), QUICK, &Marks::default()).await;
     assert_eq!(opened.err().unwrap().kind(), ErrorKind::Timeout);
 }

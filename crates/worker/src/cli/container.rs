@@ -195,7 +195,7 @@ pub(super) async fn rm(client: &mut Client, args: RmArgs) -> Outcome {
 }
 
 /// Does it to every container, also when one fails; fails if one did.
-async fn each(
+pub(super) async fn each(
     containers: Vec<String>,
     mut action: impl AsyncFnMut(String) -> Result<(), Failure>,
 ) -> Outcome {

@@ -23,7 +23,7 @@ impl Filter {
                 Self::KNOWN.join(", ")
             ))
         })?;
-        let states = ["created", "starting", "running", "restarting", "exited"];
+        let states = ["created", "starting", "running", "paused", "restarting", "exited"];
         if *name == "status" && !states.contains(&value) {
             let text = format!("invalid filter {text:?}: use status= with one of {}", states.join(", "));
             return Err(Failure::new(text));
@@ -38,7 +38,7 @@ impl Filter {
 
     /// Whether it is about containers that do not run.
     pub(super) fn wants_all(&self) -> bool {
-        self.name == "exited" || (self.name == "status" && self.value != "running")
+        self.name == "exited" || (self.name == "status" && self.value != "running" && self.value != "paused")
     }
 }
 

@@ -4,7 +4,9 @@ mod attach;
 mod cidfile;
 mod config;
 mod container;
+mod cp;
 mod doctor;
+mod events;
 mod exec;
 mod filter;
 mod flags;
@@ -15,16 +17,19 @@ mod inspect;
 mod internal;
 mod login;
 mod logs;
+mod operate;
 mod ps;
 mod pull;
 mod run;
 mod serve;
 mod session;
+mod stats;
 mod status;
 mod table;
 mod template;
 mod transfer;
 mod usage;
+mod when;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -109,6 +114,20 @@ enum Command {
     Kill(container::KillArgs),
     /// Remove containers that are over.
     Rm(container::RmArgs),
+    /// Freeze every process of containers.
+    Pause(operate::FreezeArgs),
+    /// Let the processes of paused containers go on.
+    Unpause(operate::FreezeArgs),
+    /// Show what containers use, again and again.
+    Stats(stats::StatsArgs),
+    /// List the processes of a container.
+    Top(operate::TopArgs),
+    /// Change limits of containers.
+    Update(operate::UpdateArgs),
+    /// Copy files between a container and this machine.
+    Cp(cp::CpArgs),
+    /// Print what happens to containers. Needs a worker that serves.
+    Events(events::EventsArgs),
     /// Import and list images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -255,6 +274,13 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Stop(args) => container::stop(&mut client, args).await,
                     Command::Kill(args) => container::kill(&mut client, args).await,
                     Command::Rm(args) => container::rm(&mut client, args).await,
+                    Command::Pause(args) => operate::pause(&mut client, args).await,
+                    Command::Unpause(args) => operate::unpause(&mut client, args).await,
+                    Command::Stats(args) => stats::run(&mut client, args).await,
+                    Command::Top(args) => operate::top(&mut client, args).await,
+                    Command::Update(args) => operate::update(&mut client, args).await,
+                    Command::Cp(args) => cp::run(&mut client, args).await,
+                    Command::Events(args) => events::run(&mut client, args).await,
                     Command::Image(command) => image::run(&mut client, command).await,
                     Command::Status(args) => status::run(&mut client, args).await,
                     _ => Err(Failure::new("this command was handled before")),

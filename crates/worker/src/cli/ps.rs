@@ -47,7 +47,8 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
     let answer = client.containers.list(api::ListRequest { all: true }).await?.into_inner();
     let all = args.all || last.is_some() || filters.iter().any(Filter::wants_all);
     let mut containers = filter::keep(&filters, answer.containers)?;
-    containers.retain(|one| all || matches!(one.status.as_str(), "running" | "starting" | "restarting"));
+    containers
+        .retain(|one| all || matches!(one.status.as_str(), "running" | "starting" | "restarting" | "paused"));
     containers.truncate(last.unwrap_or(usize::MAX));
     if args.quiet {
         for container in containers {
@@ -159,6 +160,7 @@ fn status(container: &api::Container) -> String {
             format!("exited ({}{why}){since}", exit.code)
         }
         None => match reached("running") {
+            Some(at) if container.status == "paused" => format!("up {} (paused)", age(at)),
             Some(at) => format!("up {}", age(at)),
             None => container.status.clone(),
         },

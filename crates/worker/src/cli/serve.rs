@@ -57,7 +57,7 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     // Before anybody can know that we serve: being told to stop is never missed.
     let stop = stop_signal()?;
     let root = setup.root.clone();
-    let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?);
+    let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?.with_events());
     let listener = listen(&root).await?;
     worker.adopt().await?;
     // Requests are accepted meanwhile; one for a pool that is being created waits for it.

@@ -31,7 +31,12 @@ impl Worker {
         streams: ExecStreams,
     ) -> Result<std::result::Result<Executed, ExecFailure>> {
         let (directory, record) = self.find(container)?;
-        if !matches!(StateFile::read(&directory)?.state, ContainerState::Running { .. }) {
+        let state = StateFile::read(&directory)?.state;
+        if matches!(state, ContainerState::Paused { .. }) {
+            let text = format!("container {} is paused: unpause it first", record.id.short());
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        if !matches!(state, ContainerState::Running { .. }) {
             let text = format!("container {} is not running", record.id.short());
             return Err(Error::new(ErrorKind::Precondition, text));
         }
@@ -40,6 +45,9 @@ impl Worker {
         let process = spec::exec_process(&directory, &record, choices)?;
         let spec = ExecSpec { id: id.clone(), process, stdin, terminal, detach };
         let started = Supervisor::of(directory).exec(spec).await?;
+        if started.is_ok() {
+            self.tell(&record, "exec_start", &[("exec", id.to_string())]);
+        }
         Ok(started.map(|(input, output)| Executed { id, input, output }))
     }
 }

@@ -37,7 +37,7 @@ impl Follower {
                     Ok(Some(update)) => {
                         self.finished = match self.until {
                             Until::Started => update.state.state.is_started(),
-                            Until::Gone => update.is_final(),
+                            Until::Gone | Until::Over => update.is_final(),
                         };
                         return Ok(Some(update));
                     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_image::{Step, Store, Unused};
+use beta9_supervisor::Operation;
 use beta9_types::{
-    BindMount, ContainerId, ContainerRequest, ExecId, ImageReference, MemoryBytes, MountAccess,
+    BindMount, ContainerId, ContainerRequest, CopyOut, ExecId, ImageReference, LimitChange, MemoryBytes,
+    MountAccess, RestartPolicy,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -20,6 +22,7 @@ use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
 use crate::error::{Error, ErrorKind};
 use crate::service::images::{Layers, Wish};
 use crate::service::lifecycle::image_error;
+use crate::service::operate::Rounds;
 use crate::service::options::options;
 use crate::service::{Worker, blocking, micros, streams};
 
@@ -110,8 +113,9 @@ impl ContainerService for Server {
     async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListResponse>, Status> {
         let all = request.into_inner().all;
         let containers = self.worker.list().await?.into_iter().map(api::Container::from);
-        let containers =
-            containers.filter(|c| all || matches!(c.status.as_str(), "running" | "starting")).collect();
+        let containers = containers
+            .filter(|c| all || matches!(c.status.as_str(), "running" | "starting" | "paused"))
+            .collect();
         Ok(Response::new(api::ListResponse { containers }))
     }
 
@@ -166,6 +170,126 @@ impl ContainerService for Server {
         let api::RemoveRequest { container, force } = request.into_inner();
         self.worker.remove(&container, force).await?;
         Ok(Response::new(api::RemoveResponse {}))
+    }
+
+    async fn pause(
+        &self,
+        request: Request<api::PauseRequest>,
+    ) -> Result<Response<api::PauseResponse>, Status> {
+        self.worker.freeze(&request.into_inner().container, Operation::Pause).await?;
+        Ok(Response::new(api::PauseResponse {}))
+    }
+
+    async fn unpause(
+        &self,
+        request: Request<api::UnpauseRequest>,
+    ) -> Result<Response<api::UnpauseResponse>, Status> {
+        self.worker.freeze(&request.into_inner().container, Operation::Resume).await?;
+        Ok(Response::new(api::UnpauseResponse {}))
+    }
+
+    type StatsStream = BoxStream<api::StatsResponse>;
+
+    async fn stats(
+        &self,
+        request: Request<api::StatsRequest>,
+    ) -> Result<Response<Self::StatsStream>, Status> {
+        let api::StatsRequest { containers, once, interval_ms } = request.into_inner();
+        let interval = match interval_ms.unwrap_or(1000) {
+            interval @ 100..=3_600_000 => Duration::from_millis(interval),
+            other => {
+                let text = format!("invalid interval {other} ms: use 100 to 3600000");
+                return Err(Error::new(ErrorKind::Invalid, text).into());
+            }
+        };
+        let worker = Arc::clone(&self.worker);
+        let mut rounds = Rounds::begin(&worker, containers).await?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let stats = rounds.next(&worker).await;
+                let answer = stats.map(|stats| api::StatsResponse { stats }).map_err(Status::from);
+                let is_last = once || answer.is_err();
+                if sender.send(answer).await.is_err() || is_last {
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn top(&self, request: Request<api::TopRequest>) -> Result<Response<api::TopResponse>, Status> {
+        let processes = self.worker.top(&request.into_inner().container).await?;
+        let processes = processes.into_iter().map(api::Process::from).collect();
+        Ok(Response::new(api::TopResponse { processes }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<api::UpdateRequest>,
+    ) -> Result<Response<api::UpdateResponse>, Status> {
+        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart } = request.into_inner();
+        let restart = match restart.as_str() {
+            "" => None,
+            text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
+        };
+        let memory = memory_bytes.map(MemoryBytes::try_from).transpose().map_err(Error::from)?;
+        let invalid =
+            |what: &str| Status::from(Error::new(ErrorKind::Invalid, format!("a limit of 0 {what} is none")));
+        if nano_cpus == Some(0) {
+            return Err(invalid("processors"));
+        }
+        if pids == Some(0) {
+            return Err(invalid("processes"));
+        }
+        let memory_bytes = memory.map(|memory| memory.get());
+        let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
+        self.worker.update(&container, change, restart).await?;
+        Ok(Response::new(api::UpdateResponse {}))
+    }
+
+    type CopyFromStream = BoxStream<api::CopyFromResponse>;
+
+    async fn copy_from(
+        &self,
+        request: Request<api::CopyFromRequest>,
+    ) -> Result<Response<Self::CopyFromStream>, Status> {
+        let api::CopyFromRequest { container, path, follow } = request.into_inner();
+        let mut outgoing = self.worker.copy_out(&container, CopyOut { path, follow }).await?;
+        let worker = Arc::clone(&self.worker);
+        let (sender, receiver) = mpsc::channel(PENDING);
+        tokio::spawn(async move {
+            loop {
+                let answer = match outgoing.next().await {
+                    Ok(Some(data)) => Ok(api::CopyFromResponse { data }),
+                    Ok(None) => return worker.tell(outgoing.record(), "copy_from", &[]),
+                    Err(error) => Err(Status::from(error)),
+                };
+                let is_last = answer.is_err();
+                if sender.send(answer).await.is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn copy_to(
+        &self,
+        request: Request<Streaming<api::CopyToRequest>>,
+    ) -> Result<Response<api::CopyToResponse>, Status> {
+        use api::copy_to_request::Message;
+        let mut input = request.into_inner();
+        let Some(Message::Open(open)) = input.message().await?.and_then(|m| m.message) else {
+            return Err(Error::new(ErrorKind::Invalid, "the first message of a copy must open it").into());
+        };
+        let record = self.worker.copy_in(open, input).await?;
+        self.worker.tell(&record, "copy_to", &[]);
+        Ok(Response::new(api::CopyToResponse {}))
     }
 }
 
@@ -342,6 +466,29 @@ impl From<&beta9_image::Image> for api::Image {
 
 #[tonic::async_trait]
 impl WorkerService for Server {
+    type EventsStream = BoxStream<api::EventsResponse>;
+
+    async fn events(
+        &self,
+        request: Request<api::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let mut subscription = self.worker.events(request.into_inner())?;
+        let (sender, receiver) = mpsc::channel(PENDING);
+        tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    message = subscription.next() => message,
+                    () = sender.closed() => return,
+                };
+                let Some(message) = message else { return };
+                if sender.send(Ok(api::EventsResponse { message: Some(message) })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
     async fn status(&self, _: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
         let running = self.worker.list().await?;
         let running = running.iter().filter(|c| c.state.state.status() == "running").count();

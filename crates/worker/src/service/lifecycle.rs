@@ -90,6 +90,7 @@ impl Worker {
             }
             return Err(error);
         }
+        self.tell(&record, "create", &[]);
         self.keep_image_limit(image.digest).await;
         Ok((id, plan.warnings))
     }
@@ -133,6 +134,7 @@ impl Worker {
             return self.described(directory, record).await;
         }
         launch::start(&directory).await?;
+        self.observe(&directory, &record);
         let state = Follower::new(directory, Until::Started).last().await?;
         Ok(Described { record, state })
     }
@@ -201,6 +203,7 @@ impl Worker {
         if self.is_over(&directory).await? {
             return Ok(());
         }
+        self.tell(&record, "stop", &[]);
         let mut follower = Follower::new(directory.clone(), Until::Gone);
         // Connected before the stop, so that a record which goes away with its container is still seen.
         follower.next().await?;
@@ -215,7 +218,9 @@ impl Worker {
             let text = format!("container {} is not running", record.id.short());
             return Err(Error::new(ErrorKind::Precondition, text));
         }
-        Ok(Supervisor::of(directory).signal(signal, all).await?)
+        Supervisor::of(directory).signal(signal, all).await?;
+        self.tell(&record, "kill", &[("signal", signal.to_string())]);
+        Ok(())
     }
 
     /// Sends a signal to a process that was executed in a container.
@@ -252,11 +257,14 @@ impl Worker {
             Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
             follower.last_or_gone().await?;
         }
-        blocking(move || forget(&directory, &record)).await
+        let gone = record.clone();
+        blocking(move || forget(&directory, &record)).await?;
+        self.tell(&gone, "destroy", &[]);
+        Ok(())
     }
 
     /// Whether nothing of the container runs: it was never started, or it is over and cleaned up.
-    async fn is_over(&self, directory: &ContainerDirectory) -> Result<bool> {
+    pub(super) async fn is_over(&self, directory: &ContainerDirectory) -> Result<bool> {
         if needs_recovery(directory)? {
             launch::recover(directory).await?;
         }
@@ -279,8 +287,9 @@ impl Worker {
                     blocking(move || forget(&directory, &record)).await?;
                     continue;
                 }
-            } else if matches!(StateFile::read(&directory)?.state, ContainerState::Running { .. }) {
+            } else if StateFile::read(&directory)?.state.pid().is_some() {
                 running += 1;
+                self.observe(&directory, &record);
             }
             if by_policy(&record, &StateFile::read(&directory)?)
                 && let Err(error) = self.start(record.id.as_str()).await

@@ -4,6 +4,8 @@
 //! answer for those that run. Two workers on one root see the same containers.
 
 mod attach;
+mod copy;
+mod events;
 mod exec;
 mod find;
 mod follow;
@@ -11,8 +13,10 @@ mod grpc;
 mod images;
 mod launch;
 mod lifecycle;
+mod limits;
 mod logs;
 mod names;
+mod operate;
 mod options;
 mod prune;
 mod streams;
@@ -27,6 +31,7 @@ use beta9_supervisor::ContainerDirectory;
 
 use crate::error::{Error, Result};
 use crate::pools::Pools;
+use crate::service::events::Events;
 
 pub(crate) use grpc::router;
 pub(crate) use launch::own_program;
@@ -37,6 +42,8 @@ pub(crate) struct Worker {
     store: Arc<Store>,
     pools: Pools,
     started_us: u64,
+    /// Only where a worker serves.
+    events: Option<Arc<Events>>,
 }
 
 impl Worker {
@@ -48,7 +55,13 @@ impl Worker {
         }
         let store = Store::open(root)
             .map_err(|e| Error::internal(format!("open the image store in {}", root.display()), e))?;
-        Ok(Self { root: root.to_owned(), store: Arc::new(store), pools, started_us: now_us() })
+        Ok(Self { root: root.to_owned(), store: Arc::new(store), pools, started_us: now_us(), events: None })
+    }
+
+    /// Has what happens to containers told to whoever asks.
+    pub(crate) fn with_events(mut self) -> Self {
+        self.events = Some(Arc::default());
+        self
     }
 
     /// The pools and their runtimes.

@@ -10,10 +10,7 @@ impl From<Described> for api::Container {
     fn from(described: Described) -> Self {
         let Described { record, state } = described;
         let request = record.request;
-        let pid = match state.state {
-            beta9_types::ContainerState::Running { pid } => pid,
-            _ => 0,
-        };
+        let pid = state.state.pid().unwrap_or(0);
         let env_name = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
         Self {
             id: record.id.to_string(),

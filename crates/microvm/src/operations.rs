@@ -1,0 +1,69 @@
+//! Operating the container in a VM: the guest does it, and the host adds what only it knows.
+
+use std::os::fd::OwnedFd;
+
+use async_trait::async_trait;
+use beta9_runtime::{Error, ErrorKind, Operations, Result};
+use beta9_sys::cgroup::Cgroup;
+use beta9_types::{CopyIn, CopyOut, LimitChange, ProcessInfo, Usage};
+use beta9_wire::{Operation, Outcome};
+
+use crate::sandbox::Sandbox;
+use crate::sizing::VmSize;
+
+pub(crate) struct GuestOperations {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) size: VmSize,
+}
+
+impl GuestOperations {
+    async fn expect_done(&self, operation: Operation) -> Result<()> {
+        match self.sandbox.operate(operation).await? {
+            Outcome::Done => Ok(()),
+            _ => Err(confused()),
+        }
+    }
+}
+
+fn confused() -> Error {
+    Error::new(ErrorKind::Failed, "the guest answered something else than it was asked")
+}
+
+#[async_trait]
+impl Operations for GuestOperations {
+    async fn pause(&self) -> Result<()> {
+        self.expect_done(Operation::Pause).await
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.expect_done(Operation::Resume).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        match self.sandbox.operate(Operation::Usage).await? {
+            Outcome::Usage(usage) => Ok(Usage { vm_bytes: Some(self.cgroup.usage().memory_bytes), ..usage }),
+            _ => Err(confused()),
+        }
+    }
+
+    async fn processes(&self) -> Result<Vec<ProcessInfo>> {
+        match self.sandbox.operate(Operation::Processes).await? {
+            Outcome::Processes(processes) => Ok(processes),
+            _ => Err(confused()),
+        }
+    }
+
+    async fn update(&self, change: LimitChange) -> Result<()> {
+        self.size.check(&change)?;
+        self.expect_done(Operation::Update(change)).await
+    }
+
+    async fn copy_out(&self, request: CopyOut, to: OwnedFd) -> Result<()> {
+        self.sandbox.copy_out(request, to).await
+    }
+
+    async fn copy_in(&self, request: CopyIn, from: OwnedFd) -> Result<()> {
+        self.sandbox.copy_in(request, from).await
+    }
+}

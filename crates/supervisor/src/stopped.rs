@@ -1,0 +1,61 @@
+//! The files of a container that does not run.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use beta9_archive::{Links, Owner, Tree, Unpacking, pack, unpack};
+use beta9_sys::namespaces::enter_private_mounts;
+use beta9_types::chain;
+
+use crate::directory::ContainerDirectory;
+use crate::lock::try_lock;
+use crate::operate::{Copy, Refusal};
+use crate::record::{Record, RootfsSource};
+use crate::rootfs;
+
+/// Copies files of a container that does not run, with the archive on `stream`. Its files are mounted for this thread
+/// alone, so it must be one that ends with the copy. Blocks, and keeps the container from being started meanwhile.
+///
+/// The disk of a VM's container is read by no kernel but a guest's, so it is refused.
+pub fn copy_stopped(
+    directory: &ContainerDirectory,
+    record: &Record,
+    copy: Copy,
+    stream: OwnedFd,
+) -> Result<(), Refusal> {
+    let RootfsSource::Tree(tree) = &record.rootfs else {
+        let runtime = record.runtime;
+        let text = format!(
+            "files of a stopped {runtime} container are on a disk that only its VM reads: start it first"
+        );
+        return Err(Refusal::new(text));
+    };
+    let failed = |error: &dyn std::error::Error| Refusal::new(chain(error));
+    let lock = try_lock(directory).map_err(|e| failed(&e))?;
+    let Some(_lock) = lock else {
+        return Err(Refusal::new("it is being started or cleaned up: try again"));
+    };
+    enter_private_mounts().map_err(|e| failed(&e))?;
+    let root = rootfs::overlay(directory, tree)?;
+    let copied =
+        beta9_oci::mount_volumes(&root, &record.request.mounts).map_err(Refusal::from).and_then(|()| {
+            let tree = Tree::open(&root, Links::InRoot)?;
+            match copy {
+                Copy::Out(request) => pack(&tree, &request, File::from(stream))?,
+                Copy::In(request) => {
+                    let owner = if request.keep_owner { Owner::Kept } else { Owner::Ids { uid: 0, gid: 0 } };
+                    let (path, placement) = (request.path, request.placement);
+                    unpack(&tree, &Unpacking { path, placement, owner, name: None }, File::from(stream))?;
+                }
+            }
+            Ok(())
+        });
+    rootfs::release(directory);
+    copied
+}
+
+impl From<beta9_archive::Error> for Refusal {
+    fn from(error: beta9_archive::Error) -> Self {
+        Self { is_missing: error.kind() == beta9_archive::ErrorKind::NotFound, message: chain(&error) }
+    }
+}

@@ -1,0 +1,151 @@
+//! `pause`, `unpause`, `top` and `update`.
+
+use std::process::ExitCode;
+
+use beta9_types::{MemoryBytes, RestartPolicy};
+use clap::Args;
+use serde_json::json;
+
+use crate::api;
+use crate::cli::container::each;
+use crate::cli::table;
+use crate::cli::{Outcome, OutputFormat};
+use crate::client::Client;
+use crate::terminal;
+
+#[derive(Args)]
+pub(super) struct FreezeArgs {
+    /// Ids, beginnings of ids, or names.
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Args)]
+pub(super) struct TopArgs {
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    /// Id, beginning of an id, or name.
+    container: String,
+}
+
+#[derive(Args)]
+pub(super) struct UpdateArgs {
+    /// Memory limit, as in 512m or 2g.
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<MemoryBytes>,
+    /// Processors that it may use, as in 0.5 or 2.
+    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
+    cpus: Option<u64>,
+    /// Processes and threads that it may have.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
+    pids_limit: Option<u64>,
+    /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<RestartPolicy>,
+    /// Ids, beginnings of ids, or names.
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(super) async fn pause(client: &mut Client, args: FreezeArgs) -> Outcome {
+    each(args.containers, async |container| {
+        client.containers.pause(api::PauseRequest { container: container.clone() }).await?;
+        terminal::line(&container)
+    })
+    .await
+}
+
+pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
+    each(args.containers, async |container| {
+        client.containers.unpause(api::UnpauseRequest { container: container.clone() }).await?;
+        terminal::line(&container)
+    })
+    .await
+}
+
+pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
+    let UpdateArgs { memory, cpus, pids_limit, restart, containers } = args;
+    each(containers, async |container| {
+        let request = api::UpdateRequest {
+            container: container.clone(),
+            memory_bytes: memory.map(|memory| memory.get()),
+            nano_cpus: cpus,
+            pids: pids_limit,
+            restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
+        };
+        client.containers.update(request).await?;
+        terminal::line(&container)
+    })
+    .await
+}
+
+pub(super) async fn top(client: &mut Client, args: TopArgs) -> Outcome {
+    let processes =
+        client.containers.top(api::TopRequest { container: args.container }).await?.into_inner().processes;
+    if args.output == OutputFormat::Json {
+        let list: Vec<_> = processes
+            .iter()
+            .map(|process| {
+                json!({
+                    "pid": process.pid,
+                    "parent": process.parent,
+                    "uid": process.uid,
+                    "cpu_ms": process.cpu_ms,
+                    "command": process.command,
+                })
+            })
+            .collect();
+        terminal::json(&list)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = table::new(["UID", "PID", "PPID", "TIME", "COMMAND"]);
+    for process in processes {
+        table.add_row([
+            process.uid.to_string(),
+            process.pid.to_string(),
+            process.parent.to_string(),
+            time(process.cpu_ms),
+            // A process chooses its own name.
+            process.command.chars().flat_map(char::escape_default).collect(),
+        ]);
+    }
+    terminal::line(&table.trim_fmt())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn time(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// A decimal number of processors in billionths, read digit by digit: a float would round.
+fn parse_cpus(text: &str) -> Result<u64, String> {
+    let bad = || "use a number of processors above 0 and up to 1024, as in 0.5 or 2".to_owned();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
+    let whole = if whole.is_empty() { "0" } else { whole };
+    if !digits(whole) || !digits(fraction) {
+        return Err(bad());
+    }
+    let nanos: u64 = format!("{whole}{fraction:0<9}").parse().map_err(|_| bad())?;
+    if nanos == 0 || nanos > 1_024_000_000_000 { Err(bad()) } else { Ok(nanos) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_read_to_the_billionth() {
+        for (text, nanos) in
+            [("1", 1_000_000_000), ("0.5", 500_000_000), (".25", 250_000_000), ("2.000000001", 2_000_000_001)]
+        {
+            assert_eq!(parse_cpus(text), Ok(nanos), "{text}");
+        }
+        for bad in ["", "0", "0.0", "-1", "1e3", "nan", "1025", "0.0000000001", "1.", "a"] {
+            assert!(parse_cpus(bad).is_err(), "{bad:?} was accepted");
+        }
+        assert_eq!(time(3_723_456), "01:02:03");
+    }
+}
