@@ -4,7 +4,8 @@
 #   bench/images.sh [RUNS]        needs root, skopeo, umoci; compiles what it measures
 #   bench/images.sh starts POOL   starts from images of 10 MB, 250 MB and 1 GB; after `cargo xtask demo`
 #
-# Runs are interleaved: one of the floor, one of ours, and so on. Prints medians in ms, and the ratio.
+# Runs are interleaved: one of the floor, one of ours, and so on. Prints medians in ms, the ratio and the load; how far it
+# is goes to stderr.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -12,13 +13,15 @@ place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 trap 'rm -rf "$place"' EXIT
 now() { date +%s%N; }
 ms() { echo $((($(now) - $1) / 1000000)); }
+say() { echo "$(date +%T) $*" >&2; }
+load() { echo "load: $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) cores"; }
 median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 
 # An image of so many MB in three layers: programs and libraries of this machine, as they are.
 image() {
     local size=$1 layout=$2 layer found=0 list=$place/list
     find /usr/lib /usr/bin /usr/share -xdev -type f -size -20M -printf '%s %p\n' | LC_ALL=C sort -k2 |
-        awk -v most=$((size * 1000000)) '{ sum += $1; if (sum > most) exit; sub(/^[0-9]+ /, ""); print }' >"$list"
+        awk -v most=$((size * 1000000)) '{ sum += $1; if (sum > most) next; sub(/^[0-9]+ /, ""); print }' >"$list"
     umoci init --layout "$layout"
     umoci new --image "$layout:1"
     split -n l/3 "$list" "$place/part."
@@ -32,7 +35,9 @@ image() {
 if [[ ${1:-} == starts ]]; then
     pool=$2
     worker=("$target/release/beta9-worker" --config target/demo/worker.yaml)
+    load
     for size in 10 250 1000; do
+        say "making an image of $size MB"
         image "$size" "$place/$size"
         cp target/cache/images/busybox.tar "$place/layer.tar"
         umoci raw add-layer --image "$place/$size:1" "$place/layer.tar"
@@ -40,6 +45,7 @@ if [[ ${1:-} == starts ]]; then
         "${worker[@]}" run --rm --pool "$pool" "bench-$size" /bin/busybox true
     done
     for ((run = 0; run < 10; run++)); do
+        say "start $((run + 1)) of 10 from each"
         for size in 10 250 1000; do
             name=bench-images-$run-$size
             "${worker[@]}" run --name "$name" --pool "$pool" "bench-$size" /bin/busybox true
@@ -56,10 +62,14 @@ if [[ ${1:-} == starts ]]; then
 fi
 
 runs=${1:-5}
+say "building"
 cargo build --quiet --release --package beta9-image --example unpack
+say "making an image of 250 MB"
 image 250 "$place/image"
 echo "image: $(du -sm "$place/image" | cut -f1) MB in 3 layers of gzip"
+load
 for ((run = 0; run < runs; run++)); do
+    say "run $((run + 1)) of $runs"
     rm -rf "$place"/{copy,bundle,store}
     sync
     start=$(now)

@@ -72,13 +72,18 @@ pub(crate) fn resolve(meta_package: &str, prefix: &str) -> Result<String> {
 /// Fetches a package, checked by apt, and unpacks it into the new directory `into`.
 pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
     let staging = staging_beside(into)?;
+    unpack_file(&fetch(package, staging.path())?, into)
+}
+
+/// Fetches a package, checked by apt, into the empty directory `into`.
+pub(crate) fn fetch(package: &str, into: &Path) -> Result<PathBuf> {
     let mut fetch = apt("download", &[package]);
-    if output(fetch.current_dir(staging.path())).is_err() {
+    if output(fetch.current_dir(into)).is_err() {
         // The lists may name a version that the archive no longer has.
         output(&mut apt("update", &[]))?;
         output(&mut fetch)?;
     }
-    unpack_file(&only_file(staging.path())?, into)
+    only_file(into)
 }
 
 /// Unpacks a package file into the new directory `into`.

@@ -99,6 +99,12 @@ const UNNEEDED: &[&str] = &[
     "dev",
 ];
 
+/// Debian's smallest system as its installer leaves it, documents, translations, devices and all.
+pub(crate) fn debian_minbase(tree: &Path) -> Result<()> {
+    output(command("debootstrap", ["--variant=minbase", SUITE]).arg(tree).args(debian::mirror(SUITE)))?;
+    empty(&tree.join("var/cache/apt"))
+}
+
 fn debian_tree(tree: &Path) -> Result<()> {
     let options = ["--variant=minbase", "--include=python3", SUITE];
     output(command("debootstrap", options).arg(tree).args(debian::mirror(SUITE)))?;

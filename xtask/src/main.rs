@@ -11,6 +11,7 @@ mod kernel_modules;
 mod nested;
 mod process;
 mod project;
+mod real_images;
 mod setup;
 mod test;
 
@@ -30,7 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Chore {
     /// Install what building, testing and showing the project needs on a Debian 12 machine (needs root).
-    Setup,
+    Setup(setup::Options),
     /// Make the kernel and the initramfs that the microVM runtimes boot.
     Guest(guest::Options),
     /// Set the machine up and run the tests (needs root).
@@ -46,7 +47,7 @@ enum Chore {
 fn main() -> ExitCode {
     let project = Project::here();
     let outcome = match Arguments::parse().command {
-        Chore::Setup => setup::show(&project),
+        Chore::Setup(options) => setup::show(&project, &options),
         Chore::Guest(options) => guest::run(&project, &options).map(|_| ExitCode::SUCCESS),
         Chore::Test(options) => test::run(&project, &options),
         Chore::Fuzz(options) => fuzz::run(&project, &options),

@@ -15,6 +15,7 @@ use crate::debian_kernel::{self, DebianKernel};
 use crate::image::{self, Images};
 use crate::process::{cargo, command, output, step};
 use crate::project::Project;
+use crate::real_images;
 
 /// Programs that the worker, the tests or the nested machine run, by the package they come in.
 const PACKAGES: &[&str] = &[
@@ -33,6 +34,10 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "skopeo",
     "umoci",
+    // A program that makes a file system up, to import from.
+    "squashfuse",
+    // File capabilities.
+    "libcap2-bin",
     // Networks.
     "nftables",
     "iproute2",
@@ -73,9 +78,19 @@ pub(crate) fn run(project: &Project) -> Result<Ready> {
     Ok(Ready { tools: tools(project)?, images: image::all(project)?, kernel: debian_kernel::cloud(project)? })
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Also what only `cargo xtask test --all` needs
+    #[arg(long)]
+    all: bool,
+}
+
 /// The same as a command: prints where things are.
-pub(crate) fn show(project: &Project) -> Result<ExitCode> {
+pub(crate) fn show(project: &Project, options: &Options) -> Result<ExitCode> {
     let ready = run(project)?;
+    if options.all {
+        real_images::all(project, &ready.images)?;
+    }
     let Images { debian, busybox } = &ready.images;
     for (name, path) in [
         ("tools", &ready.tools),

@@ -13,14 +13,14 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::image::Images;
 use crate::process::{cargo, command, output, step};
 use crate::project::Project;
-use crate::{guest, setup};
+use crate::{guest, real_images, setup};
 
 /// How long the stories may take in the nested machine, where everything is emulated.
 const NESTED_SECONDS: u32 = 3600;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// All stories on QEMU, not only the core
+    /// All stories on QEMU, not only the core; more images, more bytes
     #[arg(long)]
     all: bool,
     /// The stories on Firecracker as well, in the nested machine; needs firecracker in PATH
@@ -102,8 +102,11 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
     // What `setup` installs on every machine, so that a skip cannot hide there.
     let programs = ("BETA9_REQUIRE_RUNTIMES", "runc,gvisor");
     let qemu = [("BETA9_RUNTIMES", "qemu"), ("BETA9_REQUIRE_RUNTIMES", "qemu")];
-    let layouts = std::env::join_paths([&images.busybox.layout, &images.debian.layout])
-        .context("the path of this checkout has a colon: move it")?;
+    let mut layouts = vec![images.busybox.layout.clone(), images.debian.layout.clone()];
+    if options.all {
+        layouts.extend(real_images::all(project, images)?);
+    }
+    let layouts = std::env::join_paths(layouts).context("the path of this checkout has a colon: move it")?;
     let layouts = [("BETA9_REAL_IMAGES", &*layouts.to_string_lossy())];
     let core = [qemu[0], qemu[1], ("BETA9_TIER", "core")];
     let mut tiers = vec![

@@ -74,7 +74,11 @@ impl Store {
     }
 
     /// Copies an image into the store and gives it a name: an OCI image layout (a directory or a tar), a docker
-    /// archive, or a root file system's tar. Which one it is, is told by its content.
+    /// archive, or a root file system, in a tar or as a directory. Which one it is, is told by its content.
+    ///
+    /// Every blob is held against its digest now. That a compressed layer of an image decompresses to what the
+    /// configuration says of it is seen when it is first read, to unpack it or to make a block image: another content is an
+    /// error then, and nothing is made of it.
     ///
     /// Without a name the image keeps the one that the archive has for it, or else the file's. An archive of several
     /// images is searched for the name.

@@ -17,7 +17,7 @@ use tar::EntryType;
 use crate::{Error, ErrorKind, Result};
 
 /// Most header bytes of one entry: some attributes of the kernel's largest size fit.
-const MAX_HEADER: usize = 1 << 20;
+pub(crate) const MAX_HEADER: usize = 1 << 20;
 
 const BLOCK: usize = 512;
 

@@ -419,7 +419,7 @@ fn what_is_no_image_is_told_so() {
     fs::create_dir(place.path("directory")).unwrap();
     let cases = [
         (place.path("missing"), ErrorKind::NotFound, "there is no such file"),
-        (place.path("directory"), ErrorKind::Unsupported, "pack a root file system with tar"),
+        (place.path("directory"), ErrorKind::Invalid, "the directory is empty"),
         (write("text", &b"hello ".repeat(1000)), ErrorKind::Invalid, "neither an image archive nor"),
         (write("short", b"hello"), ErrorKind::Invalid, "neither an image archive nor"),
         (write("empty", b""), ErrorKind::Invalid, "it is empty, or no tar"),

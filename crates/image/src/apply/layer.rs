@@ -14,6 +14,7 @@ use super::*;
 impl Destination for Applier {
     fn begin_layer(&mut self) {
         self.fresh.clear();
+        self.opaque.clear();
     }
 
     fn whiteout(&mut self, path: &EntryPath, hidden: &[u8]) -> Result<()> {
@@ -187,6 +188,9 @@ impl Applier {
     }
 
     fn hide_children(&mut self, directory: OwnedFd, resolved: Vec<u8>) -> Result<()> {
+        if !self.opaque.insert(resolved.clone()) {
+            return Ok(());
+        }
         let children = root::children(&directory).map_err(cannot("read"))?;
         let parent = Rc::new(Parent::at(directory, resolved));
         for (name, _) in children {

@@ -127,7 +127,7 @@ pub(super) fn clear_xattrs(directory: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Which attributes an image may set. Labels of a security module are the host's own, and overlayfs reads its
 /// attributes as instructions about other files when the tree is one of its layers.
-fn is_kept(name: &str) -> bool {
+pub(crate) fn is_kept(name: &str) -> bool {
     let overlay = name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
     let known = name.starts_with("user.")
         || name.starts_with("trusted.")

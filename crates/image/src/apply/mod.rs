@@ -32,9 +32,8 @@ use rustix::io::Errno;
 pub(crate) use entries::{Contents, Destination, Device, Entry, Kind, Part, read_layer};
 pub use limits::Limits;
 pub(crate) use limits::Spent;
-use metadata::DEFAULT_ACL;
-pub(crate) use metadata::Metadata;
-pub(crate) use path::{EntryPath, Shown};
+pub(crate) use metadata::{DEFAULT_ACL, Metadata, is_kept};
+pub(crate) use path::{EntryPath, Shown, WHITEOUT};
 use rights::{Rights, Skipped};
 use root::{Parent, Place, Root};
 
@@ -52,6 +51,9 @@ pub(crate) struct Applier {
     directories: HashMap<Vec<u8>, Late>,
     /// Resolved paths that the current layer has made: its whiteouts only hide what is older.
     fresh: HashSet<Vec<u8>>,
+    /// Resolved paths of directories in which only the current layer's files are left. To look again would find nothing,
+    /// and a layer may ask for it as often as it likes.
+    opaque: HashSet<Vec<u8>>,
     buffer: Vec<u8>,
 }
 
@@ -87,6 +89,7 @@ impl Applier {
             skipped: Skipped::new(rights),
             directories: HashMap::from([(Vec::new(), Late::implied())]),
             fresh: HashSet::new(),
+            opaque: HashSet::new(),
             buffer: vec![0; BUFFER],
         })
     }

@@ -94,7 +94,8 @@ impl fmt::Display for EntryPath {
     }
 }
 
-const WHITEOUT: &[u8] = b".wh.";
+/// How the names start that mean something else than a file.
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of aufs, which docker's first storage driver left in layers.
 const AUFS: &[u8] = b".wh..wh.";

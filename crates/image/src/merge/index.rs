@@ -1,6 +1,6 @@
 //! What the layers leave: a file system in memory, without the files' contents.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::stream::Form;
 use crate::apply::{Contents, Destination, Device, Entry, EntryPath, Kind, Limits, Metadata, Part, Shown};
@@ -66,6 +66,9 @@ pub(crate) struct Indexer {
     index: Index,
     limits: Limits,
     layers: u32,
+    /// Directories in which only the current layer's files are left. To look again would find nothing, and a layer may
+    /// ask for it as often as it likes.
+    opaque: HashSet<Inode>,
     entries: u64,
     buffer: Vec<u8>,
     kept_bytes: u64,
@@ -172,6 +175,7 @@ impl Indexer {
             kept_bytes: 0,
             limits,
             layers: 0,
+            opaque: HashSet::new(),
             entries: 0,
             buffer: vec![0; 64 << 10],
         }
@@ -261,6 +265,9 @@ impl Indexer {
     }
 
     fn hide_all(&mut self, directory: Inode) {
+        if !self.opaque.insert(directory) {
+            return;
+        }
         let names: Vec<_> =
             self.index.names(directory).into_iter().flatten().map(|(n, _)| n.clone()).collect();
         for name in names {
@@ -325,6 +332,7 @@ impl Spot {
 impl Destination for Indexer {
     fn begin_layer(&mut self) {
         self.layers += 1;
+        self.opaque.clear();
         self.entries = 0;
     }
 

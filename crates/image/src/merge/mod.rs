@@ -21,3 +21,4 @@ mod tests;
 
 pub(crate) use index::{Index, Indexer};
 pub(crate) use stream::{Copier, Form};
+pub(crate) use tar_writer::{Header, end, pad};

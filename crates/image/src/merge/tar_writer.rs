@@ -11,23 +11,23 @@ const BLOCK: usize = 512;
 
 /// One entry's header.
 #[derive(Debug)]
-pub(super) struct Header<'a> {
-    pub(super) path: &'a [u8],
+pub(crate) struct Header<'a> {
+    pub(crate) path: &'a [u8],
     /// The type flag (POSIX, ustar interchange format).
-    pub(super) kind: u8,
-    pub(super) link: &'a [u8],
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) modified: Timespec,
-    pub(super) size: u64,
-    pub(super) device: Option<Device>,
+    pub(crate) kind: u8,
+    pub(crate) link: &'a [u8],
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) modified: Timespec,
+    pub(crate) size: u64,
+    pub(crate) device: Option<Device>,
     /// Name and value of each.
-    pub(super) attributes: Vec<(&'a str, &'a [u8])>,
+    pub(crate) attributes: Vec<(&'a str, &'a [u8])>,
 }
 
 impl Header<'_> {
-    pub(super) fn write(&self, to: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let records = self.records();
         if !records.is_empty() {
             to.write_all(&block(b"pax", b'x', &[], 0o644, 0, 0, 0, records.len() as u64, None))?;
@@ -78,13 +78,13 @@ impl Header<'_> {
 }
 
 /// Fills up to whole blocks.
-pub(super) fn pad(to: &mut impl Write, size: u64) -> io::Result<()> {
+pub(crate) fn pad(to: &mut impl Write, size: u64) -> io::Result<()> {
     let missing = (size.next_multiple_of(BLOCK as u64) - size) as usize;
     to.write_all(&[0; BLOCK][..missing])
 }
 
 /// The end of the archive.
-pub(super) fn end(to: &mut impl Write) -> io::Result<()> {
+pub(crate) fn end(to: &mut impl Write) -> io::Result<()> {
     to.write_all(&[0; 2 * BLOCK])
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | OCI image layout | a directory, or a tar, with `oci-layout` and `index.json` |
 //! | docker archive | a tar with a `manifest.json` that lists configurations and layers |
-//! | root file system | any other tar |
+//! | root file system | any other tar, or any other directory |
 //!
 //! Newer docker archives are OCI layouts too, and are read as such. A tar may be compressed.
 
@@ -13,6 +13,7 @@ mod docker;
 mod members;
 mod oci;
 mod rootfs;
+mod tree;
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -64,11 +65,11 @@ pub(crate) fn import(target: &Target<'_>, path: &Path, wanted: Option<&ImageRefe
     if found.is_dir() {
         let directory = Directory::new(path);
         if !directory.is_layout() {
-            let message = format!(
-                "cannot import the directory {}: it is no OCI image layout; pack a root file system with tar first",
-                path.display()
-            );
-            return Err(Error::new(ErrorKind::Unsupported, message));
+            // A layout that lost its index is no root file system.
+            return match directory.has("oci-layout") {
+                true => Err(content::missing("index.json", path)),
+                false => rootfs::import_tree(target, path, wanted),
+            };
         }
         return oci::import(target, &directory, path, wanted);
     }

@@ -1,4 +1,4 @@
-//! Images that come from a registry.
+//! Images that come from a registry, and images that go.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -6,12 +6,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use super::stories;
 use crate::World;
-use crate::site::IMAGE;
+use crate::site::{IMAGE, Site};
 
-stories![Full an_image_is_pushed_pulled_and_run];
+stories![Full an_image_is_pushed_pulled_and_run, Full images_that_no_container_has_are_pruned];
 
 /// `user` with the password `password`, as `htpasswd -B` writes it.
 const HTPASSWD: &str = "user:$2y$04$kTNBXP1mhzdYXi7q8ws2ReH2rv0l5YaiEK2dbG795663ymeENBVMu\n";
@@ -91,5 +92,36 @@ fn an_image_is_pushed_pulled_and_run(world: &World<'_>) -> Result<()> {
     worker(&["pull", &name]).finish()?.ends_with(1)?.complains_of(&["login"])?;
     worker(&["image", "rm", &name]).finish()?.ends_with(0)?.prints(&format!("untagged {name}"))?;
     run(&["--pull", "never"], &name)?.ends_with(125)?;
+    Ok(())
+}
+
+fn images_that_no_container_has_are_pruned(world: &World<'_>) -> Result<()> {
+    // Whatever is not in use goes, so it must be nobody else's.
+    let site = Site::prepare()?;
+    let own = World::new(&site, world.runtime(), "prune");
+    let tree = own.directory()?;
+    fs::write(tree.join("file"), "of an image")?;
+    own.worker(&["image", "import", "-t", "unused", &tree.to_string_lossy()])?.ends_with(0)?;
+    let container = own.detach_ready(&[], "echo ready; sleep 1000")?;
+    let prune = |flags: &[&str]| -> Result<Value> {
+        let words: Vec<_> = ["image", "prune", "--output", "json"].iter().chain(flags).copied().collect();
+        let finished = own.worker(&words)?.ends_with(0)?;
+        serde_json::from_slice(&finished.stdout).with_context(|| format!("it is not JSON\n{finished}"))
+    };
+    let pruned = prune(&[])?;
+    ensure!(pruned["images"] == json!([]), "images with a name were pruned: {pruned:#}");
+    let pruned = prune(&["--all"])?;
+    ensure!(pruned["images"] == json!(["unused:latest"]), "not the unused image was pruned: {pruned:#}");
+    ensure!(pruned["freed_bytes"].as_u64() > Some(0), "nothing was freed: {pruned:#}");
+    own.worker(&["image", "inspect", "unused"])?.ends_with(1)?;
+    ensure!(container.inspect()?["status"] == "running", "the container lost its image");
+    container.run(&["rm", "-f"])?.ends_with(0)?;
+    let finished = own.worker(&["image", "prune", "-a"])?.ends_with(0)?;
+    let lines: Vec<_> = finished.out().lines().map(str::to_owned).collect();
+    ensure!(
+        lines.len() == 2 && lines[0] == format!("{IMAGE}:latest") && lines[1].ends_with(" freed"),
+        "unexpected\n{finished}"
+    );
+    ensure!(prune(&["-a"])?["images"] == json!([]), "there was more");
     Ok(())
 }

@@ -17,8 +17,9 @@ use crate::terminal::{self, Progress};
 pub(super) enum ImageCommand {
     /// Take in an image from a file or directory.
     ///
-    /// An OCI layout directory, an OCI archive, a docker archive (`docker save`) or a plain root file system tar; which
-    /// one it is, is told by its content. Archives may be compressed with gzip or zstd.
+    /// An OCI layout directory, an OCI archive, a docker archive (`docker save`), or a root file system as a plain tar or
+    /// as a directory; which one it is, is told by its content. Archives may be compressed with gzip or zstd. Of a
+    /// directory, one file system is read, and nothing may write to it meanwhile.
     Import(ImportArgs),
     /// Write an image to a file or directory.
     Export(ExportArgs),
