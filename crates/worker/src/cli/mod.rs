@@ -1,5 +1,7 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, in which brackets mean options")]
+
 mod attach;
 mod cidfile;
 mod config;
