@@ -48,7 +48,7 @@ mod stopped;
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
 pub use error::{Error, ErrorKind, Result};
-pub use life::{cgroup_oci_path, supervise};
+pub use life::{Purpose, cgroup_oci_path, supervise};
 pub use lock::{Liveness, liveness};
 pub use log::{LogEntry, LogFiles, LogParser, Stream, timestamp};
 pub use operate::{Answer, Copy, Operation, Refusal};

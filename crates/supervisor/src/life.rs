@@ -53,10 +53,19 @@ const HANDOVER: Duration = Duration::from_secs(12);
 /// The grace that a supervisor grants when it is told to end itself.
 const OWN_GRACE: Duration = Duration::from_secs(10);
 
+/// What a supervisor is started for. By the time that it owns the container somebody else may have been quicker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To start the container, which was created or is over. After a supervisor that died it only cleans up.
+    Start,
+    /// To clean up after a supervisor that died, and nothing else: what is over stays over.
+    Recover,
+}
+
 /// Runs the supervisor of the container in `directory`, or cleans up after one that died.
 ///
 /// Must be called while the process has one thread: it moves the process into a mount namespace of its own.
-pub fn supervise(directory: PathBuf) -> Result<()> {
+pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
     let directory = ContainerDirectory::at(directory);
     let Some(_lock) = lock_within(&directory, HANDOVER)? else {
         let text = format!("another supervisor owns {}", directory.path().display());
@@ -64,6 +73,10 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
     };
     let record = Record::require(&directory)?;
     let state = StateFile::read(&directory)?;
+    let is_over = state.state == ContainerState::Created || (state.cleaned && state.state.exit().is_some());
+    if is_over && purpose == Purpose::Recover {
+        return Ok(());
+    }
 
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
@@ -76,10 +89,10 @@ pub fn supervise(directory: PathBuf) -> Result<()> {
         .build()
         .map_err(|e| Error::caused(ErrorKind::File, "start an event loop", e))?;
     runtime.block_on(async {
-        match state.state {
-            ContainerState::Created => live(directory, record, &reaper).await,
-            ContainerState::Exited(_) if state.cleaned => live(directory, record, &reaper).await,
-            _ => recover::clean_up(&directory, &record, state, &reaper).await,
+        if is_over {
+            live(directory, record, &reaper).await
+        } else {
+            recover::clean_up(&directory, &record, state, &reaper).await
         }
     })
 }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use beta9_supervisor::Purpose;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{RuntimeKind, RuntimeSettings};
 
@@ -16,9 +17,9 @@ use crate::terminal;
 /// Longest description of a runtime that a probe reads.
 const MAX_SETTINGS: u64 = 1 << 20;
 
-pub(super) fn supervise(directory: PathBuf) -> Outcome {
+pub(super) fn supervise(directory: PathBuf, purpose: Purpose) -> Outcome {
     terminal::init_logging(1);
-    beta9_supervisor::supervise(directory).map_err(|e| Failure::new(chain(&e)))?;
+    beta9_supervisor::supervise(directory, purpose).map_err(|e| Failure::new(chain(&e)))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,9 @@
 //! The command line: one file per command, and nothing that the API does not do.
 
-#![allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, in which brackets mean options")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts, in which brackets mean options"
+)]
 
 mod attach;
 mod cidfile;
@@ -37,6 +40,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use beta9_supervisor::Purpose;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::client::Client;
@@ -159,6 +163,9 @@ enum Command {
     Supervise {
         /// The container's directory.
         directory: PathBuf,
+        /// Only clean up after a supervisor that died.
+        #[arg(long)]
+        recover: bool,
     },
     /// Boot one VM to its init and report. Started by the worker.
     #[command(hide = true)]
@@ -219,7 +226,10 @@ pub(crate) fn main() -> ExitCode {
     };
     // Processes of other kinds than a client come first: they must start with one thread.
     let outcome = match command {
-        Command::Supervise { directory } => internal::supervise(directory),
+        Command::Supervise { directory, recover } => {
+            let purpose = if recover { Purpose::Recover } else { Purpose::Start };
+            internal::supervise(directory, purpose)
+        }
         Command::Probe { runtime } => internal::probe(runtime),
         Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),

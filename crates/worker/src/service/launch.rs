@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use beta9_supervisor::ContainerDirectory;
+use beta9_supervisor::{ContainerDirectory, Purpose};
 use beta9_sys::command::CommandExtra;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -28,7 +28,7 @@ pub(crate) fn own_program() -> std::process::Command {
 
 /// Starts the supervisor of a created container. Returns when its socket accepts clients.
 pub(super) async fn start(directory: &ContainerDirectory) -> Result<()> {
-    let mut child = spawn(directory, Stdio::piped())?;
+    let mut child = spawn(directory, Purpose::Start, Stdio::piped())?;
     let stdout = child.stdout.take();
     let mut line = String::new();
     let ready = async {
@@ -46,7 +46,7 @@ pub(super) async fn start(directory: &ContainerDirectory) -> Result<()> {
 
 /// Has a supervisor clean up after one that died. Returns when it is done.
 pub(super) async fn recover(directory: &ContainerDirectory) -> Result<()> {
-    let mut child = spawn(directory, Stdio::null())?;
+    let mut child = spawn(directory, Purpose::Recover, Stdio::null())?;
     match tokio::time::timeout(RECOVERY_DEADLINE, child.wait()).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => Err(Error::internal("wait for the recovery of a container", e)),
@@ -57,7 +57,7 @@ pub(super) async fn recover(directory: &ContainerDirectory) -> Result<()> {
     }
 }
 
-fn spawn(directory: &ContainerDirectory, stdout: Stdio) -> Result<Child> {
+fn spawn(directory: &ContainerDirectory, purpose: Purpose, stdout: Stdio) -> Result<Child> {
     let log_path = directory.supervisor_log();
     let log = OpenOptions::new()
         .create(true)
@@ -66,6 +66,9 @@ fn spawn(directory: &ContainerDirectory, stdout: Stdio) -> Result<Child> {
         .map_err(|e| Error::internal(format!("open {}", log_path.display()), e))?;
     let mut command = own_program();
     command.arg("supervise").arg(directory.path()).current_dir("/");
+    if purpose == Purpose::Recover {
+        command.arg("--recover");
+    }
     command.stdin(Stdio::null()).stdout(stdout).stderr(log).new_session();
     Command::from(command).spawn().map_err(|e| Error::internal("start a supervisor", e))
 }
