@@ -19,11 +19,11 @@ stories![
 ];
 
 const SLEEPER: &str =
-    "mkdir -p /work/sub; echo inside > /work/file; echo deep > /work/sub/deep; mkfifo /work/pipe
+    "mkdir -p /things/sub; echo inside > /things/file; echo deep > /things/sub/deep; mkfifo /things/pipe
     echo ready; while true; do sleep 0.2; done";
 
 /// Says the words of a file when it is told to.
-const READER: &str = "trap 'cat /work/new; stat -c %u /work/new' USR1; mkdir /work; echo ready
+const READER: &str = "trap 'cat /things/new; stat -c %u /things/new' USR1; mkdir /things; echo ready
     while true; do sleep 0.1; done";
 
 fn a_file_goes_in_and_comes_out(world: &World<'_>) -> Result<()> {
@@ -31,7 +31,7 @@ fn a_file_goes_in_and_comes_out(world: &World<'_>) -> Result<()> {
     let files = world.directory()?;
     let (here, back) = (files.join("here"), files.join("back"));
     fs::write(&here, "from the host\n")?;
-    let inside = format!("{}:/work/new", container.name);
+    let inside = format!("{}:/things/new", container.name);
     let [here, back] = [&here, &back].map(|path| path.to_string_lossy().into_owned());
     world.worker(&["cp", &here, &inside])?.ends_with(0)?;
     let log = container.follow()?;
@@ -55,23 +55,23 @@ fn directories_follow_dockers_rule(world: &World<'_>) -> Result<()> {
     let inside = |path: &str| format!("{}:{path}", container.name);
     fs::create_dir(files.join("exists"))?;
     for (from, to, file) in [
-        ("/work", "exists", "exists/work/sub/deep"),
-        ("/work", "made", "made/sub/deep"),
-        ("/work/.", "exists", "exists/sub/deep"),
-        ("work/sub/deep", "exists/", "exists/deep"),
-        ("/work/sub/deep", "renamed", "renamed"),
+        ("/things", "exists", "exists/things/sub/deep"),
+        ("/things", "made", "made/sub/deep"),
+        ("/things/.", "exists", "exists/sub/deep"),
+        ("things/sub/deep", "exists/", "exists/deep"),
+        ("/things/sub/deep", "renamed", "renamed"),
     ] {
         world.worker(&["cp", &inside(from), &at(to)])?.ends_with(0)?;
         ensure!(fs::read_to_string(files.join(file))? == "deep\n", "{from} to {to} is not at {file}");
     }
-    world.worker(&["cp", &at("made"), &inside("/work")])?.ends_with(0)?;
+    world.worker(&["cp", &at("made"), &inside("/things")])?.ends_with(0)?;
     world.worker(&["cp", &format!("{}/.", at("made")), &inside("/other")])?.ends_with(0)?;
-    for path in ["/work/made/sub/deep", "/other/sub/deep"] {
+    for path in ["/things/made/sub/deep", "/other/sub/deep"] {
         world.worker(&["cp", &inside(path), &at("again")])?.ends_with(0)?;
     }
-    world.worker(&["cp", &inside("/work/file"), &at("none/")])?.ends_with(1)?;
+    world.worker(&["cp", &inside("/things/file"), &at("none/")])?.ends_with(1)?;
     world
-        .worker(&["cp", &inside("/work"), &at("renamed")])?
+        .worker(&["cp", &inside("/things"), &at("renamed")])?
         .ends_with(1)?
         .complains_of(&["onto the file"])?;
     Ok(())
@@ -79,12 +79,12 @@ fn directories_follow_dockers_rule(world: &World<'_>) -> Result<()> {
 
 fn archives_go_through_pipes(world: &World<'_>) -> Result<()> {
     let container = world.detach_ready(&[], SLEEPER)?;
-    let out = world.worker(&["cp", &format!("{}:/work", container.name), "-"])?.ends_with(0)?;
-    ensure!(out.stdout.len() % 512 == 0 && out.stdout.starts_with(b"work/"), "no archive came out");
+    let out = world.worker(&["cp", &format!("{}:/things", container.name), "-"])?.ends_with(0)?;
+    ensure!(out.stdout.len() % 512 == 0 && out.stdout.starts_with(b"things/"), "no archive came out");
     let target = format!("{}:/tmp", container.name);
     world.site().command(["cp", "-", &target]).input(out.stdout.clone()).finish()?.ends_with(0)?;
     let again =
-        world.worker(&["cp", &format!("{}:/tmp/work/sub/deep", container.name), "-"])?.ends_with(0)?;
+        world.worker(&["cp", &format!("{}:/tmp/things/sub/deep", container.name), "-"])?.ends_with(0)?;
     ensure!(again.stdout.windows(5).any(|window| window == b"deep\n"), "what went in is not there");
     // Half of an archive is none.
     let half = out.stdout[..out.stdout.len() / 2].to_vec();
@@ -157,14 +157,14 @@ fn a_copy_that_cannot_be_is_one_sentence(world: &World<'_>) -> Result<()> {
     for (from, to, word) in [
         (inside("/none"), here.clone(), "/none"),
         (inside(""), here.clone(), "no path"),
-        (inside("/work/pipe"), here.clone(), "work/pipe"),
-        (inside("/work/file/"), here.clone(), "/work/file"),
+        (inside("/things/pipe"), here.clone(), "things/pipe"),
+        (inside("/things/file/"), here.clone(), "/things/file"),
         (file.clone(), inside("/none/there"), "create it first"),
-        (file.clone(), inside("/work/none/"), "create it first"),
-        (files.join("none").to_string_lossy().into_owned(), inside("/work"), "none"),
-        (here.clone(), inside("/work/file"), "onto the file"),
+        (file.clone(), inside("/things/none/"), "create it first"),
+        (files.join("none").to_string_lossy().into_owned(), inside("/things"), "none"),
+        (here.clone(), inside("/things/file"), "onto the file"),
         (file.clone(), here.clone(), "neither side"),
-        (inside("/work"), inside("/other"), "between containers"),
+        (inside("/things"), inside("/other"), "between containers"),
         ("nobody:/x".to_owned(), here.clone(), "no such container"),
     ] {
         let refused = world.worker(&["cp", &from, &to])?.ends_with(1)?.complains_of(&[word])?;

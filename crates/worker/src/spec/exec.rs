@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     fn container() -> Process {
-        let text = r#"{"user":{"uid":0,"gid":0},"args":["sleep"],"cwd":"/work",
+        let text = r#"{"user":{"uid":0,"gid":0},"args":["sleep"],"cwd":"/app",
             "env":["PATH=/bin","HOME=/root","A=1"],
             "capabilities":{"bounding":["CAP_KILL"],"permitted":["CAP_KILL"],"effective":["CAP_KILL"],
                 "inheritable":[],"ambient":[]}}"#;
@@ -121,7 +121,7 @@ mod tests {
     fn what_is_not_asked_for_is_the_containers() {
         let image = image();
         let process = build(container(), choices(&["id"]), &[image.path()]).unwrap();
-        assert_eq!(process.cwd(), Path::new("/work"));
+        assert_eq!(process.cwd(), Path::new("/app"));
         assert_eq!(process.env().as_ref().unwrap(), &["PATH=/bin", "HOME=/root", "A=1"]);
         assert_eq!(process.capabilities(), container().capabilities());
         assert!(build(container(), choices(&[]), &[image.path()]).is_err());
