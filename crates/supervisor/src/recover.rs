@@ -12,6 +12,7 @@ use crate::directory::ContainerDirectory;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::life::cgroup;
 use crate::lock::{Liveness, liveness};
+use crate::network::Network;
 use crate::record::{Record, StateFile};
 use crate::runtimes;
 
@@ -32,6 +33,7 @@ pub(crate) async fn clean_up(
     record: &Record,
     mut state: StateFile,
     reaper: &Reaper,
+    network: Network,
 ) -> Result<()> {
     let cgroup = cgroup(&record.id);
     let group = cgroup.clone();
@@ -44,6 +46,7 @@ pub(crate) async fn clean_up(
     if let Err(error) = runtime.clean(&record.id, directory.path(), &cgroup).await {
         tracing::error!(container = %record.id, error = error.chain(), "runtime left something behind");
     }
+    network.clean_up(directory, record).await;
     remove_cgroup(&cgroup).await;
     let _ = fs::remove_file(directory.path().join(directory.socket_name()));
 

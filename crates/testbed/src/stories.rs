@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod network;
 mod operate;
 mod options;
 mod process;
@@ -55,6 +56,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         files::STORIES,
         images::STORIES,
         mounts::STORIES,
+        network::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
         operate::STORIES,

@@ -71,9 +71,15 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
         }
         Some(format) => return formatted(format, &containers, args.no_trunc),
     }
-    let mut table = table::new(["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "RUNTIME", "NAME"]);
+    // A column for what most containers do not have would only make lines longer.
+    let has_ports = containers.iter().any(|container| !super::port::summary(container).is_empty());
+    let mut heads = vec!["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "RUNTIME", "NAME"];
+    if has_ports {
+        heads.insert(6, "PORTS");
+    }
+    let mut table = table::new(heads);
     for container in containers {
-        table.add_row([
+        let mut row = vec![
             id(&container, args.no_trunc),
             container.image.clone(),
             command(&container.args, args.no_trunc),
@@ -81,7 +87,11 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
             status(&container),
             container.runtime.clone(),
             container.name.clone(),
-        ]);
+        ];
+        if has_ports {
+            row.insert(6, super::port::summary(&container));
+        }
+        table.add_row(row);
     }
     terminal::line(&table.trim_fmt())?;
     Ok(ExitCode::SUCCESS)
@@ -123,6 +133,8 @@ fn fields(container: &api::Container, whole: bool) -> serde_json::Value {
         "Status": status(container),
         "Labels": labels.join(","),
         "Mounts": mounts.join(","),
+        "Ports": super::port::summary(container),
+        "Networks": container.network,
         "Runtime": container.runtime,
         "Pool": container.pool,
         "ExitCode": container.exit.as_ref().map(|exit| exit.code),

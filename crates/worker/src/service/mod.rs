@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod names;
+mod network;
 mod operate;
 mod options;
 mod prune;
