@@ -6,6 +6,8 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use beta9_sys::netlink::Socket;
+use beta9_sys::netlink::route::Route;
 use beta9_types::{Attachment, ContainerId, Gateway, MacAddress};
 use serde::{Deserialize, Serialize};
 
@@ -52,12 +54,34 @@ impl Joined {
         files::read_json(file)
     }
 
-    /// Takes away what was added, if the namespace still exists.
+    /// Takes away what was added, and puts back what gVisor took, if the namespace still exists.
     pub fn take_away(&self) {
-        let Some(tap) = &self.attachment.tap else { return };
-        if let Ok(mut namespace) = Namespace::open(&self.attachment.namespace) {
+        let Ok(mut namespace) = Namespace::open(&self.attachment.namespace) else { return };
+        if let Some(tap) = &self.attachment.tap {
             tap::remove(&mut namespace, tap, &self.attachment.interface);
+        } else if let Err(error) = self.restore(&mut namespace.socket) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, namespace = %self.attachment.namespace.display(), "addresses could not be put back");
         }
+    }
+
+    /// Gives the interface what it had and does not have any more.
+    fn restore(&self, socket: &mut Socket) -> beta9_sys::Result<()> {
+        let Some(link) = socket.link(&self.attachment.interface)? else { return Ok(()) };
+        let there = socket.addresses()?;
+        for (address, prefix) in &self.attachment.addresses {
+            if !there.iter().any(|other| other.link == link.index && other.address == *address) {
+                socket.add_address(link.index, *address, *prefix)?;
+            }
+        }
+        let there = socket.routes()?;
+        for Gateway { destination, prefix, gateway } in self.attachment.routes.iter().copied() {
+            let route = Route { link: link.index, destination, prefix, gateway };
+            if !there.contains(&route) {
+                socket.add_route(&route)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -571,17 +571,24 @@ async fn start(
     cgroup.create().map_err(|e| ours(chain(&e)))?;
     let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
     // Neither needs the other.
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper));
-    let attached = network.ready(directory, record, &mut spec).await;
-    let rootfs =
-        rootfs.await.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
+    let preparing = async {
+        let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper)).await;
+        marks.reach(Phase::RootfsReady);
+        rootfs
+    };
+    let connecting = async {
+        let attached = network.ready(directory, record, &mut spec).await;
+        marks.reach(Phase::NetworkReady);
+        attached
+    };
+    let (rootfs, attached) = tokio::join!(preparing, connecting);
+    let rootfs = rootfs.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
     let network = attached.map_err(ours)?;
     if let Rootfs::Directory(path) = &rootfs
         && let Some(root) = spec.root_mut()
     {
         root.set_path(path.clone());
     }
-    marks.reach(Phase::RootfsReady);
 
     let request = CreateRequest {
         id: record.id.clone(),

@@ -29,6 +29,7 @@ stories![
     Full a_container_in_a_namespace_of_its_own_knows_its_name,
     Full a_blocked_container_reaches_nobody,
     Full a_container_reaches_only_what_it_is_allowed_to,
+    Full a_policy_changes_while_it_runs,
     Full the_clouds_metadata_is_out_of_reach,
     Full an_address_that_is_not_its_own_is_of_no_use,
     Full a_restarted_container_keeps_its_address_and_its_network,
@@ -386,6 +387,34 @@ fn a_container_reaches_only_what_it_is_allowed_to(world: &World<'_>) -> Result<(
     let host = other.host_four;
     let heard = other.inside(move || ask(SocketAddr::new(host, port)))?;
     ensure!(heard == "served", "from outside it answers {heard:?}");
+    Ok(())
+}
+
+fn a_policy_changes_while_it_runs(world: &World<'_>) -> Result<()> {
+    let outside = Outside::make()?;
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let reaches = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        nc(&container, address, port)?.ends_with(0)?;
+        answering.join().expect("the thread ends").map(drop)
+    };
+    let is_lost = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        nc_is_lost(&container, address, listener.local_addr()?.port())
+    };
+    let change = |policy: &str| container.run(&["update", "--network-policy", policy])?.ends_with(0);
+    reaches(outside.four)?;
+    change("blocked")?;
+    is_lost(outside.four)?;
+    is_lost(outside.six)?;
+    change(&format!("{}/128,10.0.0.0/8", outside.six))?;
+    ensure!(end_of(&container)?["policy"].as_str().is_some_and(|policy| policy.ends_with(",10.0.0.0/8")));
+    reaches(outside.six)?;
+    is_lost(outside.four)?;
+    change("open")?;
+    reaches(outside.four)?;
     Ok(())
 }
 
