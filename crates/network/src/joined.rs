@@ -3,6 +3,7 @@
 //! It keeps its addresses, its routes and its rules. A VM gets a TAP device and two queueing disciplines in it, which are
 //! taken away again.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -24,13 +25,15 @@ const SCOPE_UNIVERSE: u8 = 0;
 pub struct Joined {
     /// What is there.
     pub attachment: Attachment,
+    /// Every address of the interface, those that reach no further than the link among them.
+    addresses: Vec<(IpAddr, u8)>,
 }
 
 impl Joined {
     /// Opens it, and for a VM adds a device. On failure nothing is left.
     pub fn set_up(id: &ContainerId, path: &Path, endpoint: Endpoint, file: &Path) -> Result<(Self, OwnedFd)> {
         let mut namespace = Namespace::open(path)?;
-        let mut joined = Self { attachment: describe(path, &mut namespace)? };
+        let mut joined = describe(path, &mut namespace)?;
         if endpoint == Endpoint::Vm {
             let name = tap::name_of(id);
             if joined.attachment.interface.is_empty() {
@@ -69,7 +72,7 @@ impl Joined {
     fn restore(&self, socket: &mut Socket) -> beta9_sys::Result<()> {
         let Some(link) = socket.link(&self.attachment.interface)? else { return Ok(()) };
         let there = socket.addresses()?;
-        for (address, prefix) in &self.attachment.addresses {
+        for (address, prefix) in &self.addresses {
             if !there.iter().any(|other| other.link == link.index && other.address == *address) {
                 socket.add_address(link.index, *address, *prefix)?;
             }
@@ -86,7 +89,7 @@ impl Joined {
 }
 
 /// What a namespace has: its first interface that is connected to somewhere.
-fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
+fn describe(path: &Path, namespace: &mut Namespace) -> Result<Joined> {
     let doing = || format!("look into the network namespace {}", path.display());
     let socket = &mut namespace.socket;
     let mut links = socket.links().while_doing(doing)?;
@@ -99,10 +102,12 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
     let link = links.first();
     let index = link.map_or(0, |link| link.index);
     let own = addresses.iter().filter(|address| address.link == index && address.scope == SCOPE_UNIVERSE);
-    let local = |address: std::net::IpAddr| match address {
-        std::net::IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
-        std::net::IpAddr::V4(_) => false,
+    let local = |address: IpAddr| match address {
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+        IpAddr::V4(_) => false,
     };
+    let all = addresses.iter().filter(|address| address.link == index);
+    let all = all.map(|address| (address.address, address.prefix)).collect();
     let mut ways: Vec<Gateway> = routes
         .iter()
         .filter(|route| route.link == index && !local(route.destination))
@@ -110,7 +115,7 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
         .collect();
     // Gateways are reached by routes to neighbours, which have to be there first.
     ways.sort_by_key(|way| way.gateway.is_some());
-    Ok(Attachment {
+    let attachment = Attachment {
         namespace: path.to_owned(),
         interface: link.map(|link| link.name.clone()).unwrap_or_default(),
         tap: None,
@@ -118,5 +123,6 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
         mtu: link.map_or(0, |link| link.mtu),
         addresses: own.map(|address| (address.address, address.prefix)).collect(),
         routes: ways,
-    })
+    };
+    Ok(Joined { attachment, addresses: all })
 }

@@ -102,7 +102,13 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    fn config(&self) -> PathBuf {
+    /// The program that is tested.
+    pub(crate) fn program(&self) -> &Path {
+        &self.worker
+    }
+
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }
 

@@ -40,7 +40,8 @@ impl Worker {
         restart: Option<RestartPolicy>,
     ) -> Result<()> {
         if change.is_empty() && restart.is_none() {
-            let text = "nothing to update: give --memory, --cpus, --pids-limit, --restart or --network-policy";
+            let text =
+                "nothing to update: give --memory, --cpus, --pids-limit, --restart or --network-policy";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         let (directory, mut record) = self.find(container)?;

@@ -66,7 +66,9 @@ fn resolvers(mode: &Option<NetworkMode>) -> String {
 /// Whether a line names a server that is not the host itself.
 fn is_usable(line: &str) -> bool {
     let server = line.trim().strip_prefix("nameserver ").map(str::trim);
-    server.and_then(|server| server.parse::<std::net::IpAddr>().ok()).is_some_and(|server| !server.is_loopback())
+    server
+        .and_then(|server| server.parse::<std::net::IpAddr>().ok())
+        .is_some_and(|server| !server.is_loopback())
 }
 
 fn hosts(request: &ContainerRequest, hostname: &str) -> String {
@@ -88,11 +90,10 @@ fn resolv_conf(request: &ContainerRequest, host: &str) -> String {
         let lines = host.lines().filter_map(|line| line.trim().strip_prefix(word)).map(str::trim);
         lines.filter(|rest| !rest.is_empty()).map(str::to_owned).collect()
     };
-    let is_usable =
-        |server: &String| {
-            let shares = request.options.network.mode == Some(NetworkMode::Host);
-            server.parse::<std::net::IpAddr>().is_ok_and(|address| shares || !address.is_loopback())
-        };
+    let is_usable = |server: &String| {
+        let shares = request.options.network.mode == Some(NetworkMode::Host);
+        server.parse::<std::net::IpAddr>().is_ok_and(|address| shares || !address.is_loopback())
+    };
     let servers: Vec<String> = if names.dns.is_empty() {
         of_host("nameserver ").into_iter().filter(is_usable).collect()
     } else {

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::stories;
 use crate::World;
+use crate::program::Invocation;
+use crate::site::Site;
 use crate::world::Container;
 use outside::{Outside, command};
 
@@ -35,6 +37,7 @@ stories![
     Full a_restarted_container_keeps_its_address_and_its_network,
     Full a_rate_is_kept_to_in_both_directions,
     Full many_containers_start_at_once,
+    Full a_firewall_that_drops_is_opened_and_closed_again,
 ];
 
 /// How long a packet may take that arrives.
@@ -527,5 +530,61 @@ fn many_containers_start_at_once(world: &World<'_>) -> Result<()> {
         ensure!(finished.out().contains("/20"), "no address\n{finished}");
         seen.push(finished.out());
     }
+    Ok(())
+}
+
+/// A worker whose host is a namespace of the story's, with Docker's and ufw's chains in it. This machine is the outside.
+fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>) -> Result<()> {
+    let host = Outside::make()?;
+    let net = format!("--net={}", host.path().display());
+    let inside = |words: &[&str]| command("nsenter", &[&[net.as_str()], words].concat());
+    for (program, chain) in [("iptables", "DOCKER-USER"), ("ip6tables", "ufw6-user-forward")] {
+        if std::process::Command::new(program).arg("--version").output().is_err() {
+            println!("skipped: a_firewall_that_drops_is_opened_and_closed_again: it needs {program}");
+            return Ok(());
+        }
+        inside(&[program, "-N", chain])?;
+        inside(&[program, "-A", "FORWARD", "-j", chain])?;
+        inside(&[program, "-P", "FORWARD", "DROP"])?;
+    }
+    let directory = world.directory()?;
+    let bridge = host.link().replace('o', "t");
+    let config = directory.join("worker.yaml");
+    let text = std::fs::read_to_string(world.site().config())?;
+    let network =
+        format!("  network:\n    bridge: {bridge}\n    ipv4: 10.213.0.0/24\n    ipv6: fd00:b9:ffff::/64\n");
+    std::fs::write(&config, text + &network)?;
+    let root = directory.join("root");
+    let worker = |words: &[&str]| {
+        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
+        let program = world.site().program().to_string_lossy();
+        let all = [&[net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
+        Invocation::new("nsenter", all).env("PATH", world.site().path())
+    };
+    let image = Site::requirements()?;
+    worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
+    let rules = || {
+        Ok::<_, anyhow::Error>(inside(&["iptables", "-S", "DOCKER-USER"])? + &inside(&["ip6tables", "-S"])?)
+    };
+    let before = rules()?;
+    for (address, own) in [(host.host_four, host.four), (host.host_six, host.six)] {
+        let listener = TcpListener::bind((address, 0))?;
+        let script = format!("nc -w 20 {address} {} </dev/null", listener.local_addr()?.port());
+        let answering = answer(listener);
+        let flags = ["run", "--rm", "--runtime", world.runtime().as_str(), "busybox", "sh", "-c", &script];
+        worker(&flags).finish()?.prints(&format!("you are {own}"))?;
+        answering.join().expect("the thread ends")?;
+    }
+    let opened = rules()?;
+    ensure!(opened.matches(&format!("--comment {bridge}")).count() == 4, "expected two pairs in\n{opened}");
+    // A worker that ends leaves nothing where no container is left.
+    let serving = worker(&["serve"]).spawn()?;
+    serving.stderr_shows("worker is serving")?;
+    serving.signal(rustix::process::Signal::TERM)?;
+    serving.finish()?.ends_with(0)?;
+    ensure!(rules()? == before, "the rules were\n{before}and are\n{}", rules()?);
+    let left = inside(&["nft", "list", "tables"])? + &inside(&["ip", "-oneline", "link"])?;
+    ensure!(!left.contains(&bridge), "something of the bridge is left: {left}");
+    let _ = std::fs::remove_dir_all(format!("/run/beta9/network/{bridge}"));
     Ok(())
 }
