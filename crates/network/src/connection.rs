@@ -101,8 +101,8 @@ impl Connection {
     /// Sets it up and leaves its namespace open. On failure nothing of it is left.
     pub fn set_up(host: &Host, wanted: &Wanted<'_>) -> Result<(Self, OwnedFd)> {
         let (connection, namespace) = host.outside(|nft| {
-            let (mut connection, mut namespace) = Self::make(nft, wanted)?;
-            let finished = connection.finish(nft, wanted, &mut namespace);
+            let (connection, mut namespace) = Self::make(nft, wanted)?;
+            let finished = connection.finish(wanted, &mut namespace);
             match finished {
                 Ok(()) => Ok((connection, namespace.fd)),
                 Err(error) => {
@@ -141,9 +141,16 @@ impl Connection {
         drop(locked);
         let connection = Self::planned(wanted, offset, link.mtu);
         let made = connection.write(wanted.file).and_then(|()| {
-            let namespace = Namespace::create(&connection.attachment.namespace)?;
-            connection.wire(&namespace, link.index)?;
-            Ok(namespace)
+            std::thread::scope(|scope| {
+                // Rules are for names and addresses, whether or not something has them, and take the longest.
+                let ruling = scope.spawn(|| connection.apply_rules(nft));
+                let wired = Namespace::create(&connection.attachment.namespace).and_then(|namespace| {
+                    connection.wire(&namespace, link.index)?;
+                    Ok(namespace)
+                });
+                let ruled = ruling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                ruled.and(wired)
+            })
         });
         match made {
             Ok(namespace) => Ok((connection, namespace)),
@@ -218,8 +225,7 @@ impl Connection {
     }
 
     /// What is left once both ends are there.
-    fn finish(&mut self, nft: &Nft, wanted: &Wanted<'_>, namespace: &mut Namespace) -> Result<()> {
-        self.apply_rules(nft)?;
+    fn finish(&self, wanted: &Wanted<'_>, namespace: &mut Namespace) -> Result<()> {
         self.limit(wanted.rates, namespace)?;
         match wanted.endpoint {
             Endpoint::Namespace => self.give_addresses(namespace),

@@ -552,6 +552,7 @@ impl Deadline {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 async fn start(
     directory: &ContainerDirectory,
     record: &Record,
