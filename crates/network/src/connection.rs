@@ -374,6 +374,14 @@ impl Connection {
         tracing::error!(container = %self.id, error, "something of a container's network could not be taken away");
     }
 
+    /// Bytes that it has received and sent, by the count of the host's end of its veth pair.
+    pub fn traffic(&self) -> Option<(u64, u64)> {
+        let statistics = Path::new("/sys/class/net").join(&self.interface).join("statistics");
+        let count = |name: &str| std::fs::read_to_string(statistics.join(name)).ok()?.trim().parse().ok();
+        // What the host's end sends is what the container receives.
+        Some((count("tx_bytes")?, count("rx_bytes")?))
+    }
+
     /// Gives back what a container has whose connection was not written down yet.
     pub fn forget_unwritten(settings: &NetworkSettings, id: &ContainerId) -> Result<()> {
         Leases::of(&settings.bridge).release_all(id)

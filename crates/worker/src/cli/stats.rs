@@ -60,6 +60,8 @@ fn json(stats: &api::Stats) -> Value {
         "block_read_bytes": stats.block_read_bytes,
         "block_write_bytes": stats.block_write_bytes,
         "vm_bytes": stats.vm_bytes,
+        "network_received_bytes": stats.network_received_bytes,
+        "network_sent_bytes": stats.network_sent_bytes,
     })
 }
 
@@ -72,6 +74,7 @@ fn block(all: &[api::Stats]) -> String {
         "MEM USAGE / LIMIT",
         "MEM %",
         "PIDS",
+        "NET RECEIVED / SENT",
         "BLOCK READ / WRITTEN",
         "VM MEM",
     ]);
@@ -92,6 +95,10 @@ fn block(all: &[api::Stats]) -> String {
                 |limit| format!("{:.1}%", stats.memory_bytes as f64 / limit as f64 * 100.0),
             ),
             stats.pids.to_string(),
+            match (stats.network_received_bytes, stats.network_sent_bytes) {
+                (Some(received), Some(sent)) => format!("{} / {}", bytes(received), bytes(sent)),
+                _ => "-".to_owned(),
+            },
             format!("{} / {}", bytes(stats.block_read_bytes), bytes(stats.block_write_bytes)),
             stats.vm_bytes.map_or_else(|| "-".to_owned(), bytes),
         ]);

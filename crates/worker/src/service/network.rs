@@ -103,6 +103,14 @@ impl Worker {
     }
 }
 
+/// Bytes that a container has received and sent over the bridge.
+pub(super) fn traffic(directory: &ContainerDirectory, record: &Record) -> Option<(u64, u64)> {
+    let is_bridged = record.network.mode == NetworkMode::Bridge;
+    let connection =
+        is_bridged.then(|| Connection::read(&Connection::file_in(directory.path())).ok().flatten());
+    connection.flatten()?.traffic()
+}
+
 /// A container's end of its network, while it has one.
 pub(super) fn end(directory: &ContainerDirectory, record: &Record) -> Option<api::NetworkEnd> {
     let file = Connection::file_in(directory.path());

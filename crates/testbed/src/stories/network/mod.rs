@@ -196,6 +196,12 @@ fn containers_reach_each_other(world: &World<'_>) -> Result<()> {
     for to in [four, six] {
         nc(&second, to, 80)?.prints("first")?;
     }
+    let stats = second.run(&["stats", "--no-stream", "--output", "json"])?.ends_with(0)?;
+    let stats: Value = serde_json::from_slice(&stats.stdout)?;
+    let stats = stats.get(0).unwrap_or(&stats);
+    for count in ["network_received_bytes", "network_sent_bytes"] {
+        ensure!(stats[count].as_u64().is_some_and(|bytes| bytes > 100), "{count} is too few in {stats:#}");
+    }
     Ok(())
 }
 
