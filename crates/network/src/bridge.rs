@@ -142,6 +142,21 @@ pub fn remove_unused(settings: &NetworkSettings, nft: &Nft) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes the tables of a bridge again if they are gone, without the rules of single containers. Returns whether they were.
+pub(crate) fn restore_tables(settings: &NetworkSettings, nft: &Nft) -> Result<bool> {
+    let list = nft.list(&["list", "tables"])?;
+    let tables = list["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("table"));
+    if tables.filter(|table| table["name"] == settings.bridge.as_str()).count() == 2 {
+        return Ok(false);
+    }
+    tracing::warn!(
+        bridge = %settings.bridge,
+        "the rules of the bridge were gone and are made again; containers that run have theirs back when they are restarted"
+    );
+    nft.apply(&nft::skeleton::create(&effective(settings)))?;
+    Ok(true)
+}
+
 /// Whether containers can be given a bridge here; else what is missing.
 pub fn is_usable() -> Result<()> {
     nft::program()?;

@@ -282,7 +282,14 @@ impl Connection {
     fn apply_rules(&self, nft: &Nft) -> Result<()> {
         // Transactions that overlap make each other start again.
         let _one_at_a_time = files::lock(&Leases::of(&self.settings.bridge).rules_lock())?;
-        self.apply_rules_alone(nft)
+        self.apply_rules_alone(nft).or_else(|error| {
+            // Somebody may have thrown all rules of the machine away.
+            if bridge::restore_tables(&self.settings, nft)? {
+                self.apply_rules_alone(nft)
+            } else {
+                Err(error)
+            }
+        })
     }
 
     fn apply_rules_alone(&self, nft: &Nft) -> Result<()> {
