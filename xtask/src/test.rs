@@ -90,6 +90,8 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
         if options.all {
             // Bytes that a story sends through a container and back.
             test.env("BETA9_ROUND_TRIP", "100000000");
+            // And how often a filter gets its whole input.
+            test.env("BETA9_FILTERS", "100");
         }
         test.envs(environment.iter().copied());
         test.arg("--").args(flags).args(&options.arguments);

@@ -22,6 +22,7 @@ mod container;
 mod engine;
 mod guest_spec;
 mod operations;
+mod place;
 mod probe;
 mod runtime;
 mod sandbox;

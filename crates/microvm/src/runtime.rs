@@ -18,6 +18,7 @@ use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
 use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
 use crate::guest_spec::{Stdin, refuse_unsupported, translate};
+use crate::place::{compete, place};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
 use crate::sizing::VmSize;
@@ -163,21 +164,6 @@ impl Microvm {
     }
 }
 
-/// Gives a VM its place among its competitors on the host.
-fn compete(cgroup: &Cgroup, spec: &Spec) {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else { return };
-    let shares = resources.cpu().as_ref().and_then(|cpu| cpu.shares());
-    let reserved = resources.memory().as_ref().and_then(|memory| memory.reservation());
-    let set = [
-        shares.map(|shares| cgroup.share_cpu(shares)),
-        reserved.and_then(|bytes| u64::try_from(bytes).ok()).map(|bytes| cgroup.reserve_memory(bytes)),
-    ];
-    for failed in set.into_iter().flatten().filter_map(std::result::Result::err) {
-        let error: &dyn std::error::Error = &failed;
-        tracing::warn!(error, "a microvm runs without a setting of its cgroup");
-    }
-}
-
 /// Where VMs of `kind` live.
 fn root_of(kind: RuntimeKind, settings: &RuntimeSettings) -> &Path {
     match kind {
@@ -244,7 +230,10 @@ impl Runtime for Microvm {
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
         let size = VmSize::of(&request.spec, self.kind, &self.settings)?;
         let (drives, root) = drives_of(&request.rootfs, &request.spec, size)?;
-        let (id, cgroup) = (request.id.clone(), request.cgroup.clone());
+        let mut request = request;
+        let id = request.id.clone();
+        place(&mut request.cgroup, &request.spec)?;
+        let cgroup = request.cgroup.clone();
         let directory = VmDirectory::create(self.root(), &id)?;
         self.limit(&cgroup, size);
         compete(&cgroup, &request.spec);

@@ -13,6 +13,7 @@
 //!   supervisor.lock   held for as long as the supervisor lives: the proof that it does
 //!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
+//!   lending lender.sock   while the files of a container that does not run are lent out
 //!   upper/ work/ rootfs/ scratch.ext4   the writable layer
 //! ```
 //!
@@ -31,6 +32,10 @@ mod client;
 mod directory;
 mod error;
 mod exec;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+mod lend;
 mod life;
 mod lock;
 mod log;
@@ -48,6 +53,7 @@ mod stopped;
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
 pub use error::{Error, ErrorKind, Result};
+pub use lend::end_lending;
 pub use life::{Purpose, cgroup_oci_path, supervise};
 pub use lock::{Liveness, liveness};
 pub use log::{LogEntry, LogFiles, LogParser, Stream, timestamp};

@@ -4,6 +4,7 @@
 
 mod client;
 mod engine;
+mod events;
 mod fallback;
 mod supervisor;
 mod traces;
@@ -55,6 +56,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
                 run: Box::new(move || run(runtime)),
             }
         };
+        all.push(on("what_happens_is_told", events::are_told));
         all.push(on("a_killed_client_leaves_its_container", client::is_killed));
         all.push(on(
             "a_supervisor_killed_at_each_step_of_the_start_is_reported",

@@ -102,7 +102,8 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    fn config(&self) -> PathBuf {
+    /// The worker's configuration.
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }
 

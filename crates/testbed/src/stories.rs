@@ -9,6 +9,7 @@ mod copies;
 mod exec;
 mod exit;
 mod files;
+mod flags;
 mod images;
 mod lifecycle;
 mod limits;
@@ -63,6 +64,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         options::STORIES,
         again::STORIES,
         commands::STORIES,
+        flags::STORIES,
     ]
     .into_iter()
     .flatten()

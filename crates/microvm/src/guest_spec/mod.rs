@@ -20,7 +20,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 pub(crate) use process::translate as translate_process;
 pub(crate) use refusals::{refuse_unsupported, refuse_unsupported_process};
-pub(crate) use resources::{cpu_limit, memory_limit};
+pub(crate) use resources::{cpu_limit, cpu_set, memory_limit};
 
 /// What tells that the container asked for an init.
 const INIT_ANNOTATION: &str = "dev.beta9.init";

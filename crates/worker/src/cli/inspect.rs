@@ -19,16 +19,35 @@ pub(super) struct InspectArgs {
     /// Print by a template, as in '{{.exit.code}}'.
     #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "timeline")]
     format: Option<String>,
+    /// Find out how much it has written, too.
+    #[arg(short, long)]
+    size: bool,
+    /// What is named: containers are what this shows.
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_kind)]
+    kind: Option<()>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
+fn parse_kind(text: &str) -> Result<(), String> {
+    match text {
+        "container" => Ok(()),
+        "image" => Err("images are shown by `image inspect`: use that".to_owned()),
+        _ => Err("use container, or leave it out".to_owned()),
+    }
+}
+
 pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
+    let _ = args.kind;
     let template = args.format.as_deref().map(Template::parse).transpose()?;
     let mut found = Vec::new();
     for container in args.containers {
-        let answer = client.containers.inspect(api::InspectRequest { container }).await?.into_inner();
+        let answer = client
+            .containers
+            .inspect(api::InspectRequest { container, sizes: args.size })
+            .await?
+            .into_inner();
         found.extend(answer.container);
     }
     if let Some(template) = template {
@@ -69,6 +88,8 @@ pub(super) fn json(container: &api::Container) -> Value {
         })),
         "created_us": container.created_us,
         "timeline": container.timeline.iter().map(phase).collect::<Vec<_>>(),
+        "written_bytes": container.written_bytes,
+        "image_bytes": container.image_bytes,
         "mounts": container.mounts.iter().map(mount).collect::<Vec<_>>(),
         "memory_bytes": container.memory_bytes,
         "env_names": container.env_names,

@@ -10,6 +10,7 @@ mod cidfile;
 mod config;
 mod container;
 mod cp;
+mod docker;
 mod doctor;
 mod events;
 mod exec;
@@ -34,7 +35,6 @@ mod table;
 mod template;
 mod transfer;
 mod usage;
-mod when;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -166,12 +166,25 @@ enum Command {
         /// Only clean up after a supervisor that died.
         #[arg(long)]
         recover: bool,
+        /// Only lend out the files of a container that does not run.
+        #[arg(long, conflicts_with = "recover")]
+        lend: bool,
     },
     /// Boot one VM to its init and report. Started by the worker.
     #[command(hide = true)]
     Probe {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
+    },
+    /// Take an image in. Started by the worker.
+    #[command(hide = true)]
+    TakeIn {
+        /// The worker's root directory.
+        root: PathBuf,
+        /// What to take in.
+        path: PathBuf,
+        /// The image's name.
+        tag: Option<beta9_types::ImageReference>,
     },
     /// Serves the host directories of one microVM container to its guest.
     #[command(hide = true)]
@@ -219,18 +232,24 @@ pub(crate) fn main() -> ExitCode {
     let Cli { global, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let failure = usage::failure(&error);
+            let words: Vec<OsString> = std::env::args_os().collect();
+            let failure = usage::failure(&error, &words);
             crate::terminal::error(&failure.message);
             return ExitCode::from(failure.code);
         }
     };
     // Processes of other kinds than a client come first: they must start with one thread.
     let outcome = match command {
-        Command::Supervise { directory, recover } => {
-            let purpose = if recover { Purpose::Recover } else { Purpose::Start };
+        Command::Supervise { directory, recover, lend } => {
+            let purpose = match (recover, lend) {
+                (true, _) => Purpose::Recover,
+                (false, true) => Purpose::Lend,
+                (false, false) => Purpose::Start,
+            };
             internal::supervise(directory, purpose)
         }
         Command::Probe { runtime } => internal::probe(runtime),
+        Command::TakeIn { root, path, tag } => internal::take_in(&root, &path, tag.as_ref()),
         Command::Share { arguments } => internal::share(arguments),
         Command::Init(args) => init::run(args),
         Command::Completion { shell } => completion(shell),

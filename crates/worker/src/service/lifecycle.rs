@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
-    ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, forget, needs_recovery,
+    ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
+    needs_recovery,
 };
 use beta9_types::{
     ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, RestartPolicy,
-    TerminalSize,
+    SignalNumber, TerminalSize,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -140,8 +141,13 @@ impl Worker {
     }
 
     /// Stops a container if it runs, and starts it again.
-    pub(super) async fn restart(&self, container: &str, grace: Option<Duration>) -> Result<Described> {
-        self.stop(container, grace).await?;
+    pub(super) async fn restart(
+        &self,
+        container: &str,
+        grace: Option<Duration>,
+        signal: Option<SignalNumber>,
+    ) -> Result<Described> {
+        self.stop(container, grace, signal).await?;
         self.start(container).await
     }
 
@@ -196,8 +202,13 @@ impl Worker {
         Ok(Described { record, state })
     }
 
-    /// Its stop signal, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
-    pub(super) async fn stop(&self, container: &str, grace: Option<Duration>) -> Result<()> {
+    /// Its stop signal or the one given, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
+    pub(super) async fn stop(
+        &self,
+        container: &str,
+        grace: Option<Duration>,
+        signal: Option<SignalNumber>,
+    ) -> Result<()> {
         let (directory, record) = self.find(container)?;
         let grace = grace.unwrap_or_else(|| Duration::from_secs(record.stop_timeout.into()));
         if self.is_over(&directory).await? {
@@ -207,7 +218,7 @@ impl Worker {
         let mut follower = Follower::new(directory.clone(), Until::Gone);
         // Connected before the stop, so that a record which goes away with its container is still seen.
         follower.next().await?;
-        Supervisor::of(directory).stop(grace).await?;
+        Supervisor::of(directory).stop(grace, signal).await?;
         follower.last_or_gone().await
     }
 
@@ -254,9 +265,10 @@ impl Worker {
             let mut follower = Follower::new(directory.clone(), Until::Gone);
             follower.next().await?;
             // Not a signal: a stop also ends what SIGKILL cannot reach, such as a stuck VM.
-            Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
+            Supervisor::of(directory.clone()).stop(Duration::ZERO, None).await?;
             follower.last_or_gone().await?;
         }
+        end_lending(&directory).await?;
         let gone = record.clone();
         blocking(move || forget(&directory, &record)).await?;
         self.tell(&gone, "destroy", &[]);

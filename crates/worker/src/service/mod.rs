@@ -11,6 +11,7 @@ mod find;
 mod follow;
 mod grpc;
 mod images;
+mod import;
 mod launch;
 mod lifecycle;
 mod limits;
@@ -19,6 +20,7 @@ mod names;
 mod operate;
 mod options;
 mod prune;
+mod sizes;
 mod streams;
 mod view;
 
@@ -34,6 +36,7 @@ use crate::pools::Pools;
 use crate::service::events::Events;
 
 pub(crate) use grpc::router;
+pub(crate) use import::take_in;
 pub(crate) use launch::own_program;
 
 /// One worker on one root directory.

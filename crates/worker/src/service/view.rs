@@ -44,6 +44,8 @@ impl From<Described> for api::Container {
             stop_timeout: record.stop_timeout,
             terminal: request.terminal.is_some(),
             stdin: request.stdin,
+            written_bytes: None,
+            image_bytes: None,
         }
     }
 }

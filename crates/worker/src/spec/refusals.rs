@@ -7,20 +7,6 @@ use crate::error::{Error, ErrorKind, Result};
 /// Refuses what `runtime` would silently leave out.
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
     let options = &request.options;
-    let limits = &options.limits;
-    let of_vms = [
-        (
-            limits.cpuset_cpus.is_some(),
-            "--cpuset-cpus",
-            "a VM's processors are not bound to the host's; use --cpus",
-        ),
-        (limits.cpuset_mems.is_some(), "--cpuset-mems", "a VM's memory is not bound to the host's nodes"),
-        (
-            limits.blkio_weight.is_some() || !limits.throttles.is_empty(),
-            "--blkio-weight and --device-read-bps and its like",
-            "a VM's disk is a file of the host",
-        ),
-    ];
     let of_gvisor = [
         (
             matches!(options.process.seccomp, SeccompChoice::Profile(_)),
@@ -40,9 +26,8 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         ),
     ];
     let refused: &[(bool, &str, &str)] = match runtime {
-        RuntimeKind::Runc => &[],
+        RuntimeKind::Runc | RuntimeKind::Firecracker | RuntimeKind::Qemu => &[],
         RuntimeKind::Gvisor => &of_gvisor,
-        RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
     };
     match refused.iter().find(|(asked, ..)| *asked) {
         Some((_, flag, why)) => {

@@ -10,6 +10,8 @@ use clap::Args;
 use crate::api;
 use crate::cli::Failure;
 
+pub(super) use limits::nano_cpus;
+
 /// Every group.
 #[derive(Args)]
 pub(super) struct Options {
@@ -31,6 +33,15 @@ impl Options {
         self.files.apply(request)?;
         self.life.apply(request)
     }
+}
+
+/// The variables of files, in their order.
+pub(super) fn variables_of(files: &[std::path::PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut variables = Vec::new();
+    for path in files {
+        variables.extend(lines_of(path)?.into_iter().filter_map(super::run::variable));
+    }
+    Ok(variables)
 }
 
 /// The lines of a file of `NAME=VALUE` or `NAME`: docker's form, in which `#` begins a comment.
