@@ -16,8 +16,10 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use crate::container::{MicrovmContainer, end_processes};
 use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
-use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
-use crate::guest_spec::{Stdin, refuse_unsupported, translate};
+use crate::engine::{
+    Console, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
+};
+use crate::guest_spec::{Stdin, refuse_unsupported, translate, translate_network};
 use crate::place::{compete, place};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
@@ -110,6 +112,7 @@ impl Microvm {
             cpus: size.cpus,
             mem_mib: size.mem_mib,
             drives,
+            network: None,
             console,
         }
     }
@@ -133,13 +136,16 @@ impl Microvm {
         root: RootDisk,
         size: VmSize,
     ) -> Result<MicrovmContainer> {
-        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, .. } = request;
+        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, network, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
+        guest_spec.network = network.as_ref().map(translate_network);
         let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
         let listeners = Listeners::bind(&directory)?;
-        let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
+        let mut config = self.vm_config(&id, directory.clone(), size, drives);
+        config.network = network.and_then(|end| end.tap.map(|tap| NetworkDevice { tap, mac: end.mac }));
+        let vm = self.engine.start(&config, &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
         let Listeners { control, stream, copy, share: share_listener } = listeners;

@@ -54,7 +54,7 @@ pub(crate) async fn serve(directory: ContainerDirectory, record: Record, reaper:
     let (stdio, _ends) = stdio::open(Stdin::Null, None)
         .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
     let marks = Marks::default();
-    let created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, stdio).await;
+    let created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, None, stdio).await;
     let served = match created {
         Ok(mut container) => {
             let served = lend(&directory, container.as_mut()).await;

@@ -7,6 +7,7 @@
 //! <root>/containers/<id>/
 //!   record.json       what was asked for and what it became; written once by the worker
 //!   config.json       the OCI runtime spec, before the runtime adapts it
+//!   network.json      what there is of its network, written before it is made
 //!   state.json        where the container is in its life; replaced atomically by the supervisor
 //!   log               stdout and stderr, one entry per line or piece, in the CRI log format
 //!   log.<position>    the same, what came before; the oldest are thrown away
@@ -39,6 +40,7 @@ mod lend;
 mod life;
 mod lock;
 mod log;
+mod network;
 mod operate;
 mod protocol;
 mod record;

@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
 use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
+use crate::network::Network;
 use crate::operate::{Ask, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
@@ -80,6 +81,8 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
         _ => {}
     }
 
+    let mounts = beta9_sys::namespaces::current_mounts()
+        .map_err(|e| Error::caused(ErrorKind::File, "remember the host's mounts", e))?;
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
     leave_the_workers_cgroup();
@@ -90,22 +93,28 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::caused(ErrorKind::File, "start an event loop", e))?;
+    let network = Network::new(mounts, &reaper);
     runtime.block_on(async {
         if !is_over {
-            return recover::clean_up(&directory, &record, state, &reaper).await;
+            return recover::clean_up(&directory, &record, state, &reaper, network).await;
         }
         if was_lent {
             recover::sweep(&directory, &record, &reaper).await?;
         }
         match purpose {
-            Purpose::Start => live(directory, record, &reaper).await,
+            Purpose::Start => live(directory, record, &reaper, network).await,
             Purpose::Lend => lend::serve(directory, record, &reaper).await,
             Purpose::Recover => Ok(()),
         }
     })
 }
 
-async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
+async fn live(
+    directory: ContainerDirectory,
+    record: Record,
+    reaper: &Reaper,
+    network: Network,
+) -> Result<()> {
     let marks = Marks::default();
     marks.reach(Phase::SupervisorStarted);
     let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
@@ -142,7 +151,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
     let mut life =
-        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs, network };
     // What clients write goes to the latest start.
     let again = || {
         log.keep();
@@ -225,6 +234,7 @@ struct Life {
     reaper: Reaper,
     restarts: Restarts,
     execs: Arc<Execs>,
+    network: Network,
 }
 
 impl Life {
@@ -255,6 +265,7 @@ impl Life {
                     }
                 }
             };
+            self.network.end(&self.directory, &self.record).await;
             self.marks.reach(Phase::Cleaned);
             return self.publish(ContainerState::Exited(exit), true);
         }
@@ -316,34 +327,37 @@ impl Life {
 
     /// Creates and starts the container, unless somebody stops it first.
     async fn start(&mut self, stdio: ContainerStdio) -> std::result::Result<Box<dyn Container>, Exit> {
-        let starting = start(
-            &self.directory,
-            &self.record,
-            &self.marks,
-            &self.cgroup,
-            self.runtime.as_ref(),
-            &self.reaper,
-            stdio,
-        );
-        tokio::pin!(starting);
-        let started = loop {
-            tokio::select! {
-                started = &mut starting => break started,
-                command = next_command(&mut self.inbox) => match command {
-                    Command::Signal { number, done, .. } if number != SIGKILL => {
-                        let _ = done.send(Err("the container has not started yet".to_owned()));
-                    }
-                    Command::Signal { done, .. } => {
-                        self.restarts.stop();
-                        let _ = done.send(Ok(()));
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
-                    }
-                    Command::Ask(ask) => refuse(ask),
-                    Command::Stop { .. } => {
-                        self.restarts.stop();
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
-                    }
-                },
+        let started = {
+            let starting = start(
+                &self.directory,
+                &self.record,
+                &self.marks,
+                &self.cgroup,
+                self.runtime.as_ref(),
+                &self.reaper,
+                &mut self.network,
+                stdio,
+            );
+            tokio::pin!(starting);
+            loop {
+                tokio::select! {
+                    started = &mut starting => break started,
+                    command = next_command(&mut self.inbox) => match command {
+                        Command::Signal { number, done, .. } if number != SIGKILL => {
+                            let _ = done.send(Err("the container has not started yet".to_owned()));
+                        }
+                        Command::Signal { done, .. } => {
+                            self.restarts.stop();
+                            let _ = done.send(Ok(()));
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
+                        }
+                        Command::Ask(ask) => refuse(ask),
+                        Command::Stop { .. } => {
+                            self.restarts.stop();
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
+                        }
+                    },
+                }
             }
         };
         match started {
@@ -399,9 +413,10 @@ async fn start(
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
     reaper: &Reaper,
+    network: &mut Network,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
-    let mut container = create(directory, record, marks, cgroup, runtime, reaper, stdio).await?;
+    let mut container = create(directory, record, marks, cgroup, runtime, reaper, Some(network), stdio).await?;
     match container.start().await {
         Ok(()) => Ok(container),
         Err(error) => {
@@ -421,6 +436,7 @@ pub(crate) async fn create(
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
     reaper: &Reaper,
+    network: Option<&mut Network>,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
     let ours = |message: String| Exit::start_failed(Exit::OUR_FAILURE, message);
@@ -431,10 +447,15 @@ pub(crate) async fn create(
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
     let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
-        .await
-        .map_err(|e| ours(format!("prepare the root file system: {e}")))?
-        .map_err(failed)?;
+    // Neither needs the other.
+    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper));
+    let attached = match network {
+        Some(network) => network.ready(directory, record, &mut spec).await,
+        None => Ok(None),
+    };
+    let rootfs =
+        rootfs.await.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
+    let network = attached.map_err(ours)?;
     if let Rootfs::Directory(path) = &rootfs
         && let Some(root) = spec.root_mut()
     {
@@ -451,6 +472,7 @@ pub(crate) async fn create(
         stdio,
         cgroup: cgroup.clone(),
         marks: marks.clone(),
+        network,
     };
     runtime.create(request).await.map_err(failed)
 }

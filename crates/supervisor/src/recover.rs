@@ -12,6 +12,7 @@ use crate::directory::{ContainerDirectory, Socket};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::life::cgroup;
 use crate::lock::{Liveness, liveness};
+use crate::network::Network;
 use crate::record::{Record, StateFile};
 use crate::runtimes;
 
@@ -33,8 +34,10 @@ pub(crate) async fn clean_up(
     record: &Record,
     mut state: StateFile,
     reaper: &Reaper,
+    network: Network,
 ) -> Result<()> {
     sweep(directory, record, reaper).await?;
+    network.clean_up(directory, record).await;
     let marks = beta9_runtime::Marks::default();
     if state.state.exit().is_none() {
         let text = "the process that watched over the container died; nobody saw how the container ended";

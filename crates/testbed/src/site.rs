@@ -190,10 +190,12 @@ impl SiteWatch {
             match events.next() {
                 Ok(event) => {
                     // Cgroups and processes in them carry the container's id and nothing else of the site.
-                    watch = event
-                        .file_name()
-                        .into_iter()
-                        .fold(watch, |watch, id| watch.mentioning(id.to_string_lossy()));
+                    watch = event.file_name().into_iter().fold(watch, |watch, id| {
+                        let id = id.to_string_lossy();
+                        // Of an interface's name the end of the id is a part.
+                        let end = id.get(id.len().saturating_sub(8)..).unwrap_or(&id);
+                        watch.mentioning(format!("b9fc_{end}")).mentioning(id)
+                    });
                 }
                 Err(Errno::WOULDBLOCK) => return Ok(watch.settle(within)?),
                 Err(error) => return Err(error).context("cannot read which containers there were"),

@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod network;
 mod operate;
 mod options;
 mod process;
@@ -56,6 +57,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         files::STORIES,
         images::STORIES,
         mounts::STORIES,
+        network::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
         operate::STORIES,

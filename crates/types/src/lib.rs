@@ -9,6 +9,7 @@ mod digest;
 mod exit;
 mod id;
 mod log_limits;
+mod network;
 mod operate;
 mod options;
 mod platform;
@@ -28,6 +29,11 @@ pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
 pub use id::{ContainerId, ContainerName, ExecId, VmId};
 pub use log_limits::LogLimits;
+pub use network::{
+    Attachment, BridgeName, Gateway, Ipv4Subnet, Ipv6Subnet, MacAddress, NetworkDefault, NetworkMode,
+    NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings, PortMapping, PortProtocol,
+    PublishedPort, RateLimits, Subnet,
+};
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
     CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,

@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result, find_program};
 use beta9_sys::reaper::ChildExit;
-use beta9_types::VmId;
+use beta9_types::{MacAddress, VmId};
 use rustix::process::Pid;
 
 pub(crate) use directory::{VmDirectory, clear, remove};
@@ -63,8 +63,19 @@ pub(crate) struct VmConfig {
     pub(crate) mem_mib: u32,
     /// `vda`, `vdb`, …
     pub(crate) drives: Vec<Drive>,
+    /// Its network interface, if it has one.
+    pub(crate) network: Option<NetworkDevice>,
     /// What the kernel says on its console.
     pub(crate) console: Console,
+}
+
+/// A network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkDevice {
+    /// The TAP device in the network namespace that the engine's programs join.
+    pub(crate) tap: String,
+    /// What the guest sees as its own address.
+    pub(crate) mac: MacAddress,
 }
 
 /// A file that is a disk.

@@ -238,6 +238,7 @@ impl<'a> Story<'a> {
             stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None },
             cgroup: cgroup.clone(),
             marks: marks.clone(),
+            network: None,
         };
         let created = timeout(DEADLINE, runtime.create(request)).await.unwrap();
         let running = created.map(|container| Running {

@@ -16,7 +16,7 @@ pub use limits::{CpuSet, MemorySwap, Throttle, ThrottleKind, Ulimit};
 pub use names::HostEntry;
 pub use security::{CapabilityName, SeccompChoice, Sysctl};
 
-use crate::MemoryBytes;
+use crate::{MemoryBytes, NetworkOptions};
 
 /// Everything optional, grouped by what it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct ContainerOptions {
     pub names: NameOptions,
     /// How it lives and ends.
     pub life: LifeOptions,
+    /// Its network.
+    pub network: NetworkOptions,
 }
 
 /// The process.

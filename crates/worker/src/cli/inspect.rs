@@ -98,6 +98,32 @@ pub(super) fn json(container: &api::Container) -> Value {
         "restart_count": container.restart_count,
         "stop_signal": container.stop_signal,
         "stop_timeout": container.stop_timeout,
+        "network": container.network,
+        "network_end": container.network_end.as_ref().map(network_end),
+    })
+}
+
+/// Its end of its network.
+fn network_end(end: &api::NetworkEnd) -> Value {
+    let text = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
+    let port = |port: &api::PublishedPort| {
+        json!({
+            "host_ip": port.host_ip,
+            "host_port": port.host_port,
+            "container_port": port.container_port,
+            "protocol": port.protocol,
+        })
+    };
+    json!({
+        "namespace": end.namespace,
+        "mac": end.mac,
+        "mtu": end.mtu,
+        "addresses": end.addresses,
+        "gateways": end.gateways,
+        "ports": end.ports.iter().map(port).collect::<Vec<_>>(),
+        "policy": text(&end.policy),
+        "host_interface": text(&end.host_interface),
+        "tap": text(&end.tap),
     })
 }
 

@@ -24,6 +24,7 @@ mod internal;
 mod login;
 mod logs;
 mod operate;
+mod port;
 mod ps;
 mod pull;
 mod run;
@@ -114,6 +115,8 @@ enum Command {
     Wait(container::WaitArgs),
     /// Show everything known of containers, as JSON or as a timeline.
     Inspect(inspect::InspectArgs),
+    /// Show where a container's ports are served on this host.
+    Port(port::PortArgs),
     /// Stop containers: their stop signal, then SIGKILL after a grace period.
     Stop(container::StopArgs),
     /// Send a signal to containers.
@@ -302,6 +305,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
                     Command::Inspect(args) => inspect::run(&mut client, args).await,
+                    Command::Port(args) => port::run(&mut client, args).await,
                     Command::Stop(args) => container::stop(&mut client, args).await,
                     Command::Kill(args) => container::kill(&mut client, args).await,
                     Command::Rm(args) => container::rm(&mut client, args).await,

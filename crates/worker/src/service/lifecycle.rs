@@ -15,17 +15,27 @@ use beta9_types::{
     SignalNumber, TerminalSize,
 };
 
+use crate::api;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
 use crate::service::images::{Wish, check_runs_here};
-use crate::service::{Worker, blocking, launch, now_us, private_directory};
+use crate::service::{Worker, blocking, launch, network, now_us, private_directory};
 use crate::spec;
 
 /// A container and where it is in its life.
 pub(super) struct Described {
     pub(super) record: Record,
     pub(super) state: StateFile,
+    /// Its end of its network, while it has one.
+    pub(super) network: Option<api::NetworkEnd>,
+}
+
+impl Described {
+    fn new(directory: &ContainerDirectory, record: Record, state: StateFile) -> Self {
+        let network = network::end(directory, &record);
+        Self { record, state, network }
+    }
 }
 
 impl Worker {
@@ -53,7 +63,10 @@ impl Worker {
             settings: &assigned.settings,
             host: &spec::HostLimits::of_host(),
         };
-        let plan = spec::plan(&place, &request, &image.config)?;
+        let mut plan = spec::plan(&place, &request, &image.config)?;
+        let hostname = plan.spec.hostname().clone().unwrap_or_default();
+        let (network, warning) = self.network(&request, assigned.runtime, &hostname)?;
+        plan.warnings.extend(warning);
         let log = self.log_limits(&request)?;
 
         let record = Record {
@@ -72,6 +85,7 @@ impl Worker {
             labels: plan.labels,
             stop_signal: plan.stop_signal,
             stop_timeout: plan.stop_timeout,
+            network,
             request,
         };
         claim_directory(&directory, &id)?;
@@ -136,8 +150,8 @@ impl Worker {
         }
         launch::start(&directory).await?;
         self.observe(&directory, &record);
-        let state = Follower::new(directory, Until::Started).last().await?;
-        Ok(Described { record, state })
+        let state = Follower::new(directory.clone(), Until::Started).last().await?;
+        Ok(Described::new(&directory, record, state))
     }
 
     /// Stops a container if it runs, and starts it again.
@@ -199,7 +213,7 @@ impl Worker {
             launch::recover(&directory).await?;
         }
         let state = StateFile::read(&directory)?;
-        Ok(Described { record, state })
+        Ok(Described::new(&directory, record, state))
     }
 
     /// Its stop signal or the one given, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.

@@ -17,6 +17,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod names;
+mod network;
 mod operate;
 mod options;
 mod prune;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Drive as VmDrive, DriveAccess, VmConfig};
+use super::super::{Drive as VmDrive, DriveAccess, NetworkDevice, VmConfig};
 
 /// `PUT /machine-config`
 #[derive(Debug, Serialize)]
@@ -49,6 +49,20 @@ impl<'a> Drive<'a> {
             is_root_device: false,
             is_read_only: drive.access == DriveAccess::ReadOnly,
         }
+    }
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface<'a> {
+    pub(super) iface_id: &'static str,
+    host_dev_name: &'a str,
+    guest_mac: String,
+}
+
+impl<'a> NetworkInterface<'a> {
+    pub(super) fn of(device: &'a NetworkDevice) -> Self {
+        Self { iface_id: "eth0", host_dev_name: &device.tap, guest_mac: device.mac.to_string() }
     }
 }
 

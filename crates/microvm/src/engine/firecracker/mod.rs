@@ -20,7 +20,7 @@ use super::{
     Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Tail, VSOCK, Vm, VmConfig, drain,
 };
 use super::{COMMON_KERNEL_ARGS, GUEST_CID, VmDirectory};
-use api::{Action, BootSource, Drive, Entropy, MachineConfig, Vsock};
+use api::{Action, BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Vsock};
 use client::Client;
 
 pub(crate) use version::Version;
@@ -70,6 +70,10 @@ impl Firecracker {
         for (index, drive) in config.drives.iter().enumerate() {
             let id = format!("d{index}");
             client.put(&format!("/drives/{id}"), &Drive::of(&id, drive)).await?;
+        }
+        if let Some(network) = &config.network {
+            let interface = NetworkInterface::of(network);
+            client.put(&format!("/network-interfaces/{}", interface.iface_id), &interface).await?;
         }
         client.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
         client.put("/entropy", &Entropy {}).await?;

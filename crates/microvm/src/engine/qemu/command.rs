@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use super::super::{COMMON_KERNEL_ARGS, Drive, DriveAccess, GUEST_CID, Pace, VSOCK, VmConfig};
+use super::super::{COMMON_KERNEL_ARGS, Drive, DriveAccess, GUEST_CID, NetworkDevice, Pace, VSOCK, VmConfig};
 use super::VHOST_SOCKET;
 
 /// QEMU's cap on translated code under TCG; by default it takes up to 1 GiB.
@@ -54,6 +54,11 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
     for (index, drive) in config.drives.iter().enumerate() {
         arguments.pair("-drive", drive_option(index, drive));
         arguments.pair("-device", format!("virtio-blk-device,drive=d{index}"));
+    }
+    if let Some(NetworkDevice { tap, mac }) = &config.network {
+        // The device is there and wired: no script is run for it.
+        arguments.pair("-netdev", format!("tap,id=n0,ifname={tap},script=no,downscript=no"));
+        arguments.pair("-device", format!("virtio-net-device,netdev=n0,mac={mac}"));
     }
     arguments.pair("-display", "none");
     arguments.pair("-serial", "stdio");
@@ -129,6 +134,10 @@ mod tests {
                 Drive { path: "/images/a,readonly=off".into(), access: DriveAccess::ReadOnly },
                 Drive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
             ],
+            network: Some(NetworkDevice {
+                tap: "b9fc_01234567".into(),
+                mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+            }),
             console: Console::Quiet,
         };
         let arguments = qemu_arguments(&config, accel, tsc_khz);

@@ -3,6 +3,7 @@
 mod files;
 mod life;
 mod limits;
+mod network;
 mod process;
 
 use clap::Args;
@@ -21,6 +22,8 @@ pub(super) struct Options {
     limits: limits::LimitFlags,
     #[command(flatten, next_help_heading = "Files, devices and names")]
     files: files::FileFlags,
+    #[command(flatten, next_help_heading = "Network")]
+    network: network::NetworkFlags,
     #[command(flatten, next_help_heading = "Life")]
     life: life::LifeFlags,
 }
@@ -31,6 +34,7 @@ impl Options {
         self.process.apply(request)?;
         self.limits.apply(request)?;
         self.files.apply(request)?;
+        self.network.apply(request);
         self.life.apply(request)
     }
 }
