@@ -13,7 +13,7 @@
 //!   supervisor.lock   held for as long as the supervisor lives: the proof that it does
 //!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
-//!   upper/ work/ rootfs/ scratch.ext4   the writable layer
+//!   upper/ work/ layer/ layer.ext4 rootfs/ scratch.ext4   the writable layer
 //! ```
 //!
 //! ```text
@@ -44,6 +44,7 @@ mod runtimes;
 mod server;
 mod stdio;
 mod stopped;
+mod volumes;
 
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
@@ -56,3 +57,4 @@ pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
 pub use stopped::copy_stopped;
+pub use volumes::{OwnVolumes, volumes_in_use};

@@ -33,6 +33,7 @@ use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
 use crate::server::{Command, Server};
 use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
+use crate::volumes::OwnVolumes;
 use crate::{recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
@@ -149,7 +150,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     if life.record.request.auto_remove {
         // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
-        recover::forget(&life.directory, &life.record);
+        recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
     }
     let _ = fs::remove_file(life.directory.path().join(life.directory.socket_name()));
     drop(open);
@@ -554,8 +555,8 @@ async fn start(
         .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
-    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
+    let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
+    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper))
         .await
         .map_err(|e| ours(format!("prepare the root file system: {e}")))?
         .map_err(failed)?;

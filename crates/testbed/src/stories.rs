@@ -18,8 +18,10 @@ mod operate;
 mod options;
 mod process;
 mod security;
+mod storage;
 mod streams;
 mod terminal;
+mod volumes;
 
 use crate::World;
 
@@ -55,6 +57,8 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         files::STORIES,
         images::STORIES,
         mounts::STORIES,
+        volumes::STORIES,
+        storage::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
         operate::STORIES,
@@ -92,6 +96,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=45).contains(&core), "{core} core stories");
+        assert!((15..=48).contains(&core), "{core} core stories");
     }
 }

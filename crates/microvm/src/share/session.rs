@@ -20,7 +20,8 @@ use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::confine::Exports;
+use super::calls;
+use super::exports::Exports;
 
 /// A slow operation stalls one worker.
 const WORKERS: usize = 4;
@@ -30,8 +31,9 @@ const QUEUE: usize = 8;
 const HEADER: usize = 40;
 /// The largest write, with its headers.
 const MAX_MESSAGE: usize = (1 << 20) + 4096;
-/// `FUSE_LOOKUP` (linux/fuse.h).
+/// `FUSE_LOOKUP` and `FUSE_INIT` (linux/fuse.h).
 const LOOKUP: u32 = 1;
+const INIT: u32 = 26;
 
 /// Serves until the guest's connection ends.
 pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
@@ -40,7 +42,7 @@ pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
     let (queue, replies) = (Mutex::new(queue), Mutex::new(connection));
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| work(&server, &queue, &replies))).collect();
-        let read = read_requests(connection, requests);
+        let read = calls::allow_serving().and_then(|()| read_requests(connection, requests));
         // The workers end when the queue does; the guest's connection decides when that is.
         let worked = workers.into_iter().map(|worker| {
             worker
@@ -51,8 +53,9 @@ pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
     })
 }
 
-/// Reads whole requests until the connection ends between two.
+/// Reads whole requests until the connection ends between two. The first must begin, and no other may.
 fn read_requests(mut connection: &UnixStream, requests: SyncSender<Vec<u8>>) -> Result<()> {
+    let mut has_begun = false;
     loop {
         let mut header = [0; HEADER];
         match connection.read_exact(&mut header) {
@@ -72,9 +75,14 @@ fn read_requests(mut connection: &UnixStream, requests: SyncSender<Vec<u8>>) -> 
         connection
             .read_exact(&mut request[HEADER..])
             .map_err(|e| Error::caused(ErrorKind::Failed, "read from the guest", e))?;
+        let broken =
+            |text: &str| Error::new(ErrorKind::Failed, format!("the guest broke the protocol: {text}"));
+        if (field(&request, 4) == INIT) == has_begun {
+            return Err(broken("it began twice, or not at all"));
+        }
+        has_begun = true;
         if climbs(&request) {
-            let text = "the guest broke the protocol: it looked up a name that leads upward";
-            return Err(Error::new(ErrorKind::Failed, text));
+            return Err(broken("it looked up a name that leads upward"));
         }
         if requests.send(request).is_err() {
             return Ok(());
@@ -102,6 +110,7 @@ fn work(
     let mut reply = File::from(reply);
     let mut scratch = vec![0; MAX_MESSAGE];
     let mut outgoing = Vec::new();
+    calls::allow_serving()?;
     loop {
         let request = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut request) = request else { return Ok(()) };
@@ -149,6 +158,22 @@ mod tests {
             assert!(!climbs(&request(LOOKUP, name)), "{name:?}");
         }
         assert!(!climbs(&request(16, b"..\0")), "only lookups carry a name there");
+    }
+
+    #[test]
+    fn a_guest_begins_once_and_first() {
+        for order in [&[LOOKUP][..], &[INIT, INIT], &[INIT, 3, INIT]] {
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            for opcode in order {
+                let mut request = request(*opcode, b"");
+                request[..4].copy_from_slice(&(HEADER as u32).to_le_bytes());
+                guest.write_all(&request).unwrap();
+            }
+            drop(guest);
+            let (requests, _queue) = sync_channel(8);
+            let error = read_requests(&host, requests).unwrap_err();
+            assert!(error.to_string().contains("began"), "{order:?}: {error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What one runtime cannot do and others can, by the name of the flag.
 
-use beta9_types::{ContainerRequest, RuntimeKind, SeccompChoice};
+use beta9_types::{ContainerRequest, Propagation, RuntimeKind, SeccompChoice};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -8,7 +8,15 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
     let options = &request.options;
     let limits = &options.limits;
+    let propagates = request.mounts.iter().any(|mount| mount.propagation != Propagation::Private);
+    let is_shared = request.mounts.iter().any(|mount| mount.propagation == Propagation::Shared);
+    let of_runc = [(
+        is_shared,
+        "bind-propagation=rshared",
+        "what a container mounts stays in a namespace of its own; use rslave for what the host mounts",
+    )];
     let of_vms = [
+        (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
         (
             limits.cpuset_cpus.is_some(),
             "--cpuset-cpus",
@@ -22,6 +30,7 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         ),
     ];
     let of_gvisor = [
+        (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
         (
             matches!(options.process.seccomp, SeccompChoice::Profile(_)),
             "--security-opt seccomp=FILE",
@@ -40,7 +49,7 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         ),
     ];
     let refused: &[(bool, &str, &str)] = match runtime {
-        RuntimeKind::Runc => &[],
+        RuntimeKind::Runc => &of_runc,
         RuntimeKind::Gvisor => &of_gvisor,
         RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
     };

@@ -3,6 +3,7 @@
 mod files;
 mod life;
 mod limits;
+mod mounts;
 mod process;
 
 use clap::Args;
@@ -17,6 +18,8 @@ pub(super) struct Options {
     process: process::ProcessFlags,
     #[command(flatten, next_help_heading = "Limits")]
     limits: limits::LimitFlags,
+    #[command(flatten, next_help_heading = "Mounts and the writable layer")]
+    mounts: mounts::MountFlags,
     #[command(flatten, next_help_heading = "Files, devices and names")]
     files: files::FileFlags,
     #[command(flatten, next_help_heading = "Life")]
@@ -29,6 +32,7 @@ impl Options {
         self.process.apply(request)?;
         self.limits.apply(request)?;
         self.files.apply(request)?;
+        self.mounts.apply(request)?;
         self.life.apply(request)
     }
 }
