@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, SeekFrom, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,6 +20,7 @@ use beta9_runtime::{Error, ErrorKind, Result};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 
 use super::calls;
 use super::exports::Exports;
@@ -34,6 +36,8 @@ const MAX_MESSAGE: usize = (1 << 20) + 4096;
 /// `FUSE_LOOKUP` and `FUSE_INIT` (linux/fuse.h).
 const LOOKUP: u32 = 1;
 const INIT: u32 = 26;
+/// `FUSE_FORGET`, `FUSE_INTERRUPT` and `FUSE_BATCH_FORGET`: nobody waits for an answer.
+const UNANSWERED: [u32; 3] = [2, 36, 42];
 
 /// Serves until the guest's connection ends.
 pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
@@ -115,27 +119,43 @@ fn work(
         let request = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut request) = request else { return Ok(()) };
         reply.rewind().map_err(failed)?;
-        answer(server, &mut request, &reply, &mut scratch);
+        let is_understood = answer(server, &mut request, &reply, &mut scratch);
         let length = reply.stream_position().map_err(failed)?;
-        if length == 0 {
+        outgoing.clear();
+        if length > 0 {
+            reply.seek(SeekFrom::Start(0)).map_err(failed)?;
+            (&reply).take(length).read_to_end(&mut outgoing).map_err(failed)?;
+        } else if !is_understood && !UNANSWERED.contains(&field(&request, 4)) {
+            // Whoever sent it waits for an answer.
+            outgoing.extend_from_slice(&not_understood(&request));
+        } else {
             continue;
         }
-        outgoing.clear();
-        reply.seek(SeekFrom::Start(0)).map_err(failed)?;
-        (&reply).take(length).read_to_end(&mut outgoing).map_err(failed)?;
-        let mut connection = *replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = replies.lock().unwrap_or_else(PoisonError::into_inner);
         if connection.write_all(&outgoing).is_err() {
-            // The guest is gone; the reader sees it too.
+            // The guest is gone; the reader sees it too, once there is room for what it has read.
+            let _ = connection.shutdown(Shutdown::Both);
+            drop(connection);
+            while queue.lock().unwrap_or_else(PoisonError::into_inner).recv().is_ok() {}
             return Ok(());
         }
     }
 }
 
-/// What cannot be decoded is answered with an error by the library, or not at all.
-fn answer(server: &Server<Exports>, request: &mut [u8], reply: &File, scratch: &mut [u8]) {
-    let Ok(reader) = Reader::<()>::from_fuse_buffer(FuseBuf::new(request)) else { return };
-    let Ok(writer) = FuseDevWriter::<()>::new(reply.as_raw_fd(), scratch) else { return };
-    let _ = server.handle_message(reader, Writer::from(writer), None, None);
+/// Whether the request could be understood. What could not is answered with an error by the library, or not at all.
+fn answer(server: &Server<Exports>, request: &mut [u8], reply: &File, scratch: &mut [u8]) -> bool {
+    let Ok(reader) = Reader::<()>::from_fuse_buffer(FuseBuf::new(request)) else { return false };
+    let Ok(writer) = FuseDevWriter::<()>::new(reply.as_raw_fd(), scratch) else { return false };
+    server.handle_message(reader, Writer::from(writer), None, None).is_ok()
+}
+
+/// `struct fuse_out_header` with EIO.
+fn not_understood(request: &[u8]) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&16u32.to_le_bytes());
+    header[4..8].copy_from_slice(&(-Errno::IO.raw_os_error()).to_le_bytes());
+    header[8..].copy_from_slice(&request[8..16]);
+    header
 }
 
 #[cfg(test)]

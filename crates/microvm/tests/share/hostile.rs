@@ -120,6 +120,11 @@ fn setattr_in() -> Vec<u8> {
     .concat()
 }
 
+/// `struct fuse_setxattr_in`, a name and a value.
+fn attribute() -> Vec<u8> {
+    [words(&[1, 0]), b"user.x\0y".to_vec()].concat()
+}
+
 #[test]
 fn requests_of_noise_are_answered_or_end_the_connection() {
     let Some(first) = Server::mounted() else { return };
@@ -242,6 +247,8 @@ fn sizes_beyond_reason_are_errors() {
     let far = [longs(&[opened, 0, 1 << 62]), words(&[0, 0])].concat();
     let _ = server.ask(FALLOCATE, node, &far);
     assert!(fs::metadata(server.host.path().join("exports/rw/file")).unwrap().len() <= 3);
+    // One that says another size than it has is answered all the same.
+    assert!(server.ask(SETXATTR, note, &named(words(&[77, 0]), &["user.x", "y"])).is_err());
     assert!(server.is_well());
     canary.is_untouched();
 }
@@ -273,7 +280,7 @@ fn links_are_links_and_lead_nowhere() {
         assert!(server.ask(OPENDIR, link, &[0; 8]).is_err());
         // Attributes are the link's own, or cannot be set.
         let _ = server.ask(SETATTR, link, &setattr_in());
-        let _ = server.ask(SETXATTR, link, &named(words(&[1, 0]), &["user.x", "y"]));
+        let _ = server.ask(SETXATTR, link, &attribute());
         let _ = server.ask(MKDIR, link, &named(words(&[0o755, 0]), &["made"]));
         let _ = server.ask(LINK, writable, &named(longs(&[link]), &["hard"]));
         if let Ok(hard) = server.lookup(writable, "hard") {
@@ -328,11 +335,12 @@ fn a_hundred_thousand_open_files_are_the_guests_own_problem() {
     let read_only = server.export(1);
     let note = server.lookup(read_only, "note").unwrap();
     let mut refused = 0;
-    for _ in 0..100 {
-        for _ in 0..1000 {
+    // As many at a time as both sockets hold.
+    for _ in 0..1000 {
+        for _ in 0..100 {
             server.send(OPEN, note, &[0; 8]).unwrap();
         }
-        for _ in 0..1000 {
+        for _ in 0..100 {
             match server.reply().unwrap().1 {
                 Ok(_) => {}
                 Err(EMFILE) => refused += 1,
@@ -431,7 +439,7 @@ fn what_is_read_only_is_so_on_the_host() {
         ("open to write", OPEN, note, words(&[2, 0])),
         ("open to truncate", OPEN, note, words(&[O_TRUNC | 2, 0])),
         ("setattr", SETATTR, note, setattr_in()),
-        ("setxattr", SETXATTR, note, named(words(&[1, 0]), &["user.x", "y"])),
+        ("setxattr", SETXATTR, note, attribute()),
         ("unlink", UNLINK, read_only, named(Vec::new(), &["note"])),
         ("rename", RENAME, read_only, named(longs(&[read_only]), &["note", "moved"])),
         ("link", LINK, read_only, named(longs(&[note]), &["hard"])),

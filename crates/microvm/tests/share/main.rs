@@ -7,7 +7,7 @@
 mod guest;
 mod hostile;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 use guest::*;
