@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings};
+use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings, StorageOptions};
 use serde_json::Value as Json;
 
 use crate::error::Result;
@@ -24,10 +24,12 @@ enum Slot {
     Accel(fn(&mut RuntimeSettings) -> &mut QemuAccel),
     Platform(fn(&mut RuntimeSettings) -> &mut String),
     Arguments(fn(&mut RuntimeSettings) -> &mut Vec<String>),
+    /// A size of a writable layer.
+    Storage(fn(&mut RuntimeSettings) -> &mut Option<u64>),
     Flag(fn(&mut RuntimeSettings) -> &mut bool),
 }
 
-const SETTINGS: [(&str, Slot); 21] = [
+const SETTINGS: [(&str, Slot); 22] = [
     ("runc_bin", Slot::Program(|s| &mut s.runc_bin)),
     ("gvisor_bin", Slot::Program(|s| &mut s.gvisor_bin)),
     ("gvisor_root", Slot::Directory(|s| &mut s.gvisor_root)),
@@ -51,6 +53,7 @@ const SETTINGS: [(&str, Slot); 21] = [
     ("qemu_mem_mib", Slot::Memory(|s| &mut s.qemu_mem_mib)),
     ("qemu_root", Slot::Directory(|s| &mut s.qemu_root)),
     ("vhost_device_vsock_bin", Slot::Program(|s| &mut s.vhost_device_vsock_bin)),
+    ("storage_size", Slot::Storage(|s| &mut s.storage_size)),
     ("debug", Slot::Flag(|s| &mut s.debug)),
 ];
 
@@ -122,6 +125,15 @@ impl Slot {
                 put(slot(settings), read_word(reader, entry, &PLATFORMS)?.map(str::to_owned))
             }
             Self::Arguments(slot) => put(slot(settings), read_arguments(reader, entry)?),
+            Self::Storage(slot) => {
+                let bytes = crate::size::read(reader, entry)?;
+                let range = StorageOptions::MIN_BYTES..=StorageOptions::MAX_BYTES;
+                if let Some(bytes) = bytes.filter(|bytes| !range.contains(bytes)) {
+                    let rule = "use a size from 16m to 16t";
+                    return Err(reader.invalid(entry, &crate::size::show(bytes), rule));
+                }
+                put(slot(settings), bytes.map(Some))
+            }
             Self::Flag(slot) => match entry.node.value {
                 Value::Null => Ok(false),
                 _ => put(slot(settings), Some(reader.flag(entry)?)),
@@ -140,6 +152,9 @@ impl Slot {
             Self::Accel(slot) => slot(settings).as_str().into(),
             Self::Platform(slot) => slot(settings).clone().into(),
             Self::Arguments(slot) => slot(settings).clone().into(),
+            Self::Storage(slot) => {
+                (*slot(settings)).map_or(Json::Null, |bytes| crate::size::show(bytes).into())
+            }
             Self::Flag(slot) => (*slot(settings)).into(),
         }
     }

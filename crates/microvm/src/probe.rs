@@ -249,7 +249,7 @@ async fn boot_in(
     let failed = |e| Error::caused(ErrorKind::Failed, "make the probe's cgroup", e);
     cgroup.create().map_err(failed)?;
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
-    microvm.limit(cgroup, size);
+    microvm.limit(cgroup, size, 0);
     let host = Host { reaper: microvm.reaper().clone(), cgroup: cgroup.clone(), network: None };
     let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;
     let started = Instant::now();

@@ -27,6 +27,8 @@ use crate::sizing::VmSize;
 
 /// Processes and threads that the programs of one VM may have.
 const MAX_TASKS: u64 = 512;
+/// Memory of a file server, and of what the host's kernel keeps for the files that a guest knows.
+const SHARE_MIB: u32 = 160;
 
 /// What these runtimes can do.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -118,8 +120,8 @@ impl Microvm {
     }
 
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
-    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
-        let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
+    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize, more_mib: u32) {
+        let memory = u64::from(size.mem_mib + self.engine.overhead_mib() + more_mib) << 20;
         for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
             if let Err(error) = limited {
                 let error: &dyn std::error::Error = &error;
@@ -192,7 +194,7 @@ fn network_of(spec: &Spec) -> Option<PathBuf> {
 
 /// The drives of a root file system, and what the guest is told about them.
 fn drives_of(rootfs: &Rootfs, spec: &Spec, size: VmSize) -> Result<(Vec<Drive>, RootDisk)> {
-    let Rootfs::Block { image, format, scratch } = rootfs else {
+    let Rootfs::Block { image, format, scratch, memory_layer_bytes } = rootfs else {
         return Err(Error::new(ErrorKind::Unsupported, "a microVM takes its root file system as an image"));
     };
     let mut drives = vec![Drive { path: image.clone(), access: DriveAccess::ReadOnly }];
@@ -203,7 +205,8 @@ fn drives_of(rootfs: &Rootfs, spec: &Spec, size: VmSize) -> Result<(Vec<Drive>, 
         }
         None => {
             let half = u64::from(size.mem_mib) << 19;
-            WritableLayer::Memory(crate::guest_spec::memory_limit(spec).unwrap_or(half))
+            let limit = memory_layer_bytes.or_else(|| crate::guest_spec::memory_limit(spec));
+            WritableLayer::Memory(limit.unwrap_or(half))
         }
     };
     for drive in &drives {
@@ -241,7 +244,7 @@ impl Runtime for Microvm {
         place(&mut request.cgroup, &request.spec)?;
         let cgroup = request.cgroup.clone();
         let directory = VmDirectory::create(self.root(), &id)?;
-        self.limit(&cgroup, size);
+        self.limit(&cgroup, size, if request.mounts.is_empty() { 0 } else { SHARE_MIB });
         compete(&cgroup, &request.spec);
         let path = directory.path().to_owned();
         match self.build(request, directory, drives, root, size).await {

@@ -96,6 +96,8 @@ pub enum Rootfs {
         format: String,
         /// An empty ext4 file system of this container's own; the guest's memory where absent.
         scratch: Option<PathBuf>,
+        /// The most that the writable layer holds where it is in the guest's memory.
+        memory_layer_bytes: Option<u64>,
     },
 }
 

@@ -15,7 +15,7 @@
 //!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
 //!   lending lender.sock   while the files of a container that does not run are lent out
-//!   upper/ work/ rootfs/ scratch.ext4   the writable layer
+//!   upper/ work/ layer/ layer.ext4 rootfs/ scratch.ext4   the writable layer
 //! ```
 //!
 //! ```text
@@ -51,6 +51,7 @@ mod runtimes;
 mod server;
 mod stdio;
 mod stopped;
+mod volumes;
 
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
@@ -64,3 +65,4 @@ pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
 pub use stopped::copy_stopped;
+pub use volumes::{OwnVolumes, volumes_in_use};

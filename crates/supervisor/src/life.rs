@@ -32,6 +32,7 @@ use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
 use crate::server::{Command, Server};
 use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
+use crate::volumes::OwnVolumes;
 use crate::{lend, recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
@@ -166,7 +167,7 @@ async fn live(
     if life.record.request.auto_remove {
         // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
-        recover::forget(&life.directory, &life.record);
+        recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
     }
     life.directory.unlisten(Socket::Supervisor);
     drop(open);
@@ -446,9 +447,9 @@ pub(crate) async fn create(
         .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
-    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
+    let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
     // Neither needs the other.
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper));
+    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper));
     let attached = match network {
         Some(network) => network.ready(directory, record, &mut spec).await,
         None => Ok(None),

@@ -15,6 +15,7 @@ use crate::lock::{Liveness, liveness};
 use crate::network::Network;
 use crate::record::{Record, StateFile};
 use crate::runtimes;
+use crate::volumes::{OwnVolumes, remove_own};
 
 /// How long killed processes may take to leave their cgroup.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -84,7 +85,13 @@ pub(crate) async fn remove_cgroup(cgroup: &Cgroup) {
 }
 
 /// Removes the record of a container that is over: its name, its directory, and what its runtime kept for a reader.
-pub fn forget(directory: &ContainerDirectory, record: &Record) {
+pub fn forget(directory: &ContainerDirectory, record: &Record, own: OwnVolumes) {
+    // Before the record, without which nobody would know whose they were.
+    if own == OwnVolumes::Remove
+        && let Some(root) = directory.path().parent().and_then(Path::parent)
+    {
+        remove_own(root, record);
+    }
     forget_vm(record);
     // Somebody may have renamed it since the record was read.
     let current = Record::read(directory).ok().flatten();

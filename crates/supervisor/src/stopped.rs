@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use beta9_archive::{Links, Owner, Tree, Unpacking, pack, unpack};
 use beta9_sys::namespaces::enter_private_mounts;
-use beta9_types::chain;
+use beta9_types::{StorageMedium, chain};
 
 use crate::directory::ContainerDirectory;
 use crate::lock::try_lock;
@@ -32,13 +32,16 @@ pub fn copy_stopped(
         );
         return Err(Refusal::new(text));
     };
+    if record.request.options.files.storage.medium == StorageMedium::Memory && matches!(copy, Copy::In(_)) {
+        return Err(Refusal::new("what it writes is in its memory, which it does not have: start it first"));
+    }
     let failed = |error: &dyn std::error::Error| Refusal::new(chain(error));
     let lock = try_lock(directory).map_err(|e| failed(&e))?;
     let Some(_lock) = lock else {
         return Err(Refusal::new("it is being started or cleaned up: try again"));
     };
     enter_private_mounts().map_err(|e| failed(&e))?;
-    let root = rootfs::overlay(directory, tree)?;
+    let root = rootfs::stopped(directory, tree, record)?;
     let copied =
         beta9_oci::mount_volumes(&root, &record.request.mounts).map_err(Refusal::from).and_then(|()| {
             let tree = Tree::open(&root, Links::InRoot)?;

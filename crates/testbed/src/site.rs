@@ -158,7 +158,7 @@ impl Site {
         let mut scope =
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
         // What containers share and what outlives them by design: images, and which boots have succeeded.
-        for shared in ["images", "probes"] {
+        for shared in ["images", "probes", "volumes/.lock"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;

@@ -49,6 +49,10 @@ pub struct RuntimeSettings {
     pub qemu_root: PathBuf,
     /// The vhost-user vsock device program that QEMU VMs use.
     pub vhost_device_vsock_bin: PathBuf,
+    /// The most that a container's writable layer holds, in bytes, where its request does not say. Where absent 8 GiB for
+    /// a VM's, and no limit for another's.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
     /// Whether guest consoles are turned on.
     pub debug: bool,
 }
@@ -123,6 +127,7 @@ impl Default for RuntimeSettings {
             qemu_mem_mib: MemoryMib::DEFAULT,
             qemu_root: Self::DEFAULT_MICROVM_ROOT.into(),
             vhost_device_vsock_bin: "vhost-device-vsock".into(),
+            storage_size: None,
             debug: false,
         }
     }

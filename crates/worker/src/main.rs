@@ -17,6 +17,7 @@ mod client;
 mod detach_keys;
 mod error;
 mod metrics;
+mod mounts;
 mod point_in_time;
 mod pools;
 mod runtimes;

@@ -37,6 +37,11 @@ pub(crate) enum Stdin {
     Open,
 }
 
+/// The number of a system call; `None` where this architecture has none of that name.
+pub(crate) fn call_number(name: &str) -> Option<i64> {
+    seccomp::numbers::number(name)
+}
+
 /// Translates a spec that [`refuse_unsupported`] let pass. Bind mounts must be among `binds`, whose positions are
 /// the indexes of the exports.
 ///

@@ -233,6 +233,7 @@ impl<'a> Story<'a> {
                 image: self.fixture.image.clone(),
                 format: "erofs".into(),
                 scratch: Some(scratch.clone()),
+                memory_layer_bytes: None,
             },
             mounts: self.mounts.clone(),
             stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None },

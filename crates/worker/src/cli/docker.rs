@@ -24,7 +24,6 @@ const OF_RUN: &[(&str, &str)] = &[
     ("--kernel-memory", "use --memory, which counts the kernel's memory, too"),
     ("--link", "use --add-host"),
     ("--link-local-ip", "containers have loopback alone; leave it out"),
-    ("--mount", "use -v for a host path and --tmpfs for memory"),
     ("--oom-kill-disable", "use --memory; a container that is out of memory ends with 137 and reason oom"),
     ("--oom-score-adj", "use --memory-reservation for what must go on"),
     ("--pid", "every container has processes of its own; use `exec` to look into one"),
@@ -32,13 +31,11 @@ const OF_RUN: &[(&str, &str)] = &[
         "--privileged",
         "use --cap-add, --device and --security-opt for what is needed, or a VM: --runtime microvm",
     ),
-    ("--storage-opt", "a VM's writable disk has a size of its own; use --tmpfs with size="),
     ("--memory-swappiness", "use --memory-swap"),
     ("--userns", "use --user for another user, or --runtime gvisor or microvm for another kernel"),
     ("--use-api-socket", "use -v with the path of a socket, where a container is to be trusted with it"),
     ("--uts", "every container has a host name of its own; use --hostname"),
-    ("--volume-driver", "use -v with a path on the host"),
-    ("--volumes-from", "use -v with the same path in both"),
+    ("--volume-driver", "volumes are directories below the root; use -v with a path for any other place"),
     ("--health-cmd", "there are no health checks yet; ask from outside with `exec`"),
     ("--health-interval", "there are no health checks yet; ask from outside with `exec`"),
     ("--health-retries", "there are no health checks yet; ask from outside with `exec`"),
@@ -223,7 +220,6 @@ const COMMANDS: &[(&str, &str)] = &[
     ("tag", "use `image import --tag`, or `push IMAGE DESTINATION`"),
     ("trust", "images are verified by digest"),
     ("version", "use --version"),
-    ("volume", "use -v with a path on the host"),
 ];
 
 /// What to do instead of a flag of docker's; `None` if docker has no such flag, either.

@@ -67,7 +67,19 @@ pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
 /// A container as a JSON document.
 pub(super) fn json(container: &api::Container) -> Value {
     let text = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
-    let mount = |mount: &api::Mount| json!({ "source": mount.source, "target": mount.target, "read_only": mount.read_only });
+    let mount = |mount: &api::Mount| {
+        json!({
+            "type": if mount.volume.is_empty() { "bind" } else { "volume" },
+            "volume": text(&mount.volume),
+            "source": mount.source,
+            "target": mount.target,
+            "read_only": mount.read_only,
+            "nosuid": mount.nosuid,
+            "nodev": mount.nodev,
+            "noexec": mount.noexec,
+            "propagation": mount.propagation,
+        })
+    };
     let phase = |phase: &api::Phase| json!({ "phase": phase.name, "at_us": phase.at_us });
     json!({
         "id": container.id,

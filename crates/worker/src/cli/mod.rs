@@ -36,6 +36,7 @@ mod table;
 mod template;
 mod transfer;
 mod usage;
+mod volume;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -140,6 +141,9 @@ enum Command {
     /// Import and list images.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and remove volumes.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Serve pools: the daemon that other commands and gRPC clients talk to.
     Serve(serve::ServeArgs),
     /// Show pools, their runtimes and why they are what they are.
@@ -317,6 +321,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Cp(args) => cp::run(&mut client, args).await,
                     Command::Events(args) => events::run(&mut client, args).await,
                     Command::Image(command) => image::run(&mut client, command).await,
+                    Command::Volume(command) => volume::run(&mut client, command).await,
                     Command::Status(args) => status::run(&mut client, args).await,
                     _ => Err(Failure::new("this command was handled before")),
                 }

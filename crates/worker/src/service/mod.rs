@@ -16,6 +16,7 @@ mod launch;
 mod lifecycle;
 mod limits;
 mod logs;
+mod mounts;
 mod names;
 mod network;
 mod operate;
@@ -24,6 +25,7 @@ mod prune;
 mod sizes;
 mod streams;
 mod view;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +55,9 @@ pub(crate) struct Worker {
 impl Worker {
     /// Opens the state directory. Creates no runtime yet.
     pub(crate) fn open(root: &Path, pools: Pools) -> Result<Self> {
-        for directory in [root.to_owned(), ContainerDirectory::all(root), root.join("names")] {
+        for directory in
+            [root.to_owned(), ContainerDirectory::all(root), root.join("names"), root.join("volumes")]
+        {
             private_directory(&directory)
                 .map_err(|e| Error::internal(format!("create {}", directory.display()), e))?;
         }

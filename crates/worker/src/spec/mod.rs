@@ -117,7 +117,7 @@ pub(crate) fn plan(
     let failed = |e: OciSpecError| Error::internal("build the runtime spec", e);
     let process = process(request, &args, env, &cwd, &account, bounding).map_err(failed)?;
     let mut mounts = files::default_mounts(request).map_err(failed)?;
-    mounts.extend(files::mounts(request, &files, place.directory).map_err(failed)?);
+    mounts.extend(files::mounts(request, &files, place.directory, place.runtime).map_err(failed)?);
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(

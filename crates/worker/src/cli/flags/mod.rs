@@ -3,6 +3,7 @@
 mod files;
 mod life;
 mod limits;
+mod mounts;
 mod network;
 mod process;
 
@@ -20,6 +21,8 @@ pub(super) struct Options {
     process: process::ProcessFlags,
     #[command(flatten, next_help_heading = "Limits")]
     limits: limits::LimitFlags,
+    #[command(flatten, next_help_heading = "Mounts and the writable layer")]
+    mounts: mounts::MountFlags,
     #[command(flatten, next_help_heading = "Files, devices and names")]
     files: files::FileFlags,
     #[command(flatten, next_help_heading = "Network")]
@@ -35,6 +38,7 @@ impl Options {
         self.limits.apply(request)?;
         self.files.apply(request)?;
         self.network.apply(request);
+        self.mounts.apply(request)?;
         self.life.apply(request)
     }
 }
