@@ -25,6 +25,9 @@ fn with(runtime: RuntimeKind, what: &str, value: &str) -> Result<Site> {
     Site::with_settings("", &format!("{}: {value}", key(runtime, what)))
 }
 
+/// A file's name, what is in it, and what is said of it.
+type Case = (&'static str, Option<Vec<u8>>, &'static [&'static str]);
+
 pub(super) fn is_none(runtime: RuntimeKind) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("b9-kernel-").tempdir_in("/var/tmp")?;
     // The first 20 bytes of an ELF file name its class, its byte order and its machine.
@@ -35,7 +38,7 @@ pub(super) fn is_none(runtime: RuntimeKind) -> Result<()> {
         bytes.resize(4096, 0xa5);
         bytes
     };
-    let cases: [(&str, Option<Vec<u8>>, &[&str]); 5] = [
+    let cases: [Case; 5] = [
         ("missing", None, &["cannot be read", "uncompressed vmlinux"]),
         ("empty", Some(Vec::new()), &["cannot be read", "uncompressed vmlinux"]),
         ("packed", Some(b"MZ\xea\x07".repeat(1024)), &["is not an ELF file", "not a bzImage"]),

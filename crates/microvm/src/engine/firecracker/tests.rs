@@ -149,7 +149,7 @@ fn in_document(document: &str, definition: &str) -> (Vec<String>, Vec<String>) {
         let indent = line.len() - line.trim_start().len();
         match (indent, section) {
             (4, _) => section = line.trim().trim_end_matches(':'),
-            (6, "properties") if line.ends_with(':') => {
+            (6, "properties") if line.ends_with(':') && !line.contains('#') => {
                 known.push(line.trim().trim_end_matches(':').to_owned())
             }
             (6, "required") => required.extend(line.trim().strip_prefix("- ").map(str::to_owned)),
