@@ -13,11 +13,12 @@ use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
 use beta9_wire::{RootDisk, WritableLayer};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::OwnProgram;
 use crate::container::{MicrovmContainer, end_processes};
 use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
 use crate::engine::{
-    Console, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
+    Console, DiskLimit, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
 };
 use crate::guest_spec::{Stdin, refuse_unsupported, translate, translate_network};
 use crate::place::{compete, place};
@@ -29,6 +30,8 @@ use crate::sizing::VmSize;
 const MAX_TASKS: u64 = 512;
 /// Memory of a file server, and of what the host's kernel keeps for the files that a guest knows.
 const SHARE_MIB: u32 = 160;
+/// Microseconds that processor time is dealt out in.
+const CPU_PERIOD: u64 = 100_000;
 
 /// What these runtimes can do.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -46,6 +49,7 @@ pub struct Microvm {
     reaper: Reaper,
     engine: Box<dyn Engine>,
     share: ShareProgram,
+    this: OwnProgram,
 }
 
 impl Microvm {
@@ -61,7 +65,14 @@ impl Microvm {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
             }
         };
-        Ok(Self { kind, settings: settings.clone(), reaper, engine, share: ShareProgram::default() })
+        Ok(Self {
+            kind,
+            settings: settings.clone(),
+            reaper,
+            engine,
+            share: ShareProgram::default(),
+            this: OwnProgram::default(),
+        })
     }
 
     /// Replaces the program that serves host directories, which is this one with the argument `share`. What it is
@@ -71,12 +82,19 @@ impl Microvm {
         self
     }
 
-    pub(crate) fn settings(&self) -> &RuntimeSettings {
-        &self.settings
+    /// Replaces the program that confines a VM's programs, which is this one with the argument `confine`. What it is
+    /// started with goes to [`confine`](crate::confine).
+    pub fn with_own_program(mut self, program: PathBuf) -> Self {
+        self.this = OwnProgram::at(program);
+        self
     }
 
-    pub(crate) fn reaper(&self) -> &Reaper {
-        &self.reaper
+    pub(crate) fn host(&self, cgroup: &Cgroup, network: Option<PathBuf>) -> Host {
+        Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network, this: self.this.clone() }
+    }
+
+    pub(crate) fn settings(&self) -> &RuntimeSettings {
+        &self.settings
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {
@@ -115,6 +133,7 @@ impl Microvm {
             mem_mib: size.mem_mib,
             drives,
             network: None,
+            disk_limit: DiskLimit::of(&self.settings),
             console,
         }
     }
@@ -122,7 +141,14 @@ impl Microvm {
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
     pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize, more_mib: u32) {
         let memory = u64::from(size.mem_mib + self.engine.overhead_mib() + more_mib) << 20;
-        for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
+        // The VMM's own threads have a processor to themselves beside those of the guest.
+        let processors = (u64::from(size.cpus) + 1) * CPU_PERIOD;
+        let limits = [
+            cgroup.limit_memory(memory),
+            cgroup.limit_pids(MAX_TASKS),
+            cgroup.limit_cpu(processors, CPU_PERIOD),
+        ];
+        for limited in limits {
             if let Err(error) = limited {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "a microvm runs without a limit of its cgroup");
@@ -143,7 +169,8 @@ impl Microvm {
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
         guest_spec.network = network.as_ref().map(translate_network);
-        let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
+        let host = self.host(&cgroup, network_of(&spec));
+        let directory = self.engine.settle(directory, &id.vm_id())?;
         let listeners = Listeners::bind(&directory)?;
         let mut config = self.vm_config(&id, directory.clone(), size, drives);
         config.network = network.and_then(|end| end.tap.map(|tap| NetworkDevice { tap, mac: end.mac }));

@@ -24,6 +24,9 @@ pub(crate) const IMAGE: &str = "busybox";
 /// Kept short: socket paths below it must fit whatever a test adds. Not `/tmp`, which may be memory.
 const PARENT: &str = "/var/tmp";
 
+/// The variable that says `off` where Firecracker is to run without its jailer.
+pub(crate) const JAIL: &str = "BETA9_JAIL";
+
 /// Whether a runtime works here, as the worker itself found out.
 #[derive(Debug, Clone)]
 pub struct Availability {
@@ -114,12 +117,28 @@ impl Site {
         let indented = |text: &str, by: usize| -> String {
             text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
         };
+        let mut usual = vec![
+            format!("firecracker_kernel: {guest}/vmlinux"),
+            format!("firecracker_root: {root}/fc"),
+            format!("qemu_kernel: {guest}/vmlinux"),
+            format!("qemu_root: {root}/qemu"),
+            format!("gvisor_root: {root}/gvisor"),
+        ];
+        if std::env::var_os(JAIL).is_some_and(|jail| jail == "off") {
+            usual.push("firecracker_jailer: none".to_owned());
+        }
+        // What a test says itself is not said twice.
+        let key = |line: &str| line.split(':').next().map(str::to_owned);
+        let said: Vec<_> = runtime.lines().map(key).collect();
+        usual.retain(|line| !said.contains(&key(line)));
         let (pool, runtime) = (indented(pool, 6), indented(runtime, 8));
-        format!(
-            "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}        \
-             firecracker_kernel: {guest}/vmlinux\n        firecracker_root: {root}/fc\n        \
-             qemu_kernel: {guest}/vmlinux\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
-        )
+        let usual = indented(&usual.join("\n"), 8);
+        format!("worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}{usual}")
+    }
+
+    /// Where block images for VMs are kept.
+    pub(crate) fn block_images(&self) -> PathBuf {
+        self.root().join("images/block")
     }
 
     /// A command of the worker's, such as `ps -a`.
@@ -230,7 +249,7 @@ fn worker() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn images() -> PathBuf {
+pub(crate) fn images() -> PathBuf {
     variable("BETA9_TEST_IMAGES").unwrap_or_else(|| project("target/cache/images"))
 }
 
