@@ -5,6 +5,7 @@
 mod client;
 mod engine;
 mod fallback;
+mod kernel;
 mod supervisor;
 mod traces;
 mod worker;
@@ -68,6 +69,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", engine::is_killed));
+            all.push(on("a_missing_kernel_is_installed_and_boots", kernel::is_missing));
         }
     }
     all

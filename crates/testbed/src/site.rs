@@ -38,6 +38,8 @@ pub struct Availability {
 pub struct Site {
     directory: tempfile::TempDir,
     worker: PathBuf,
+    /// What VMs boot.
+    kernel: PathBuf,
     path: OsString,
     is_kept: AtomicBool,
 }
@@ -50,6 +52,16 @@ impl Site {
 
     /// The same with more lines of YAML, indented by none, for the default pool and for its `container_runtime_config`.
     pub fn with_settings(pool: &str, runtime: &str) -> Result<Self> {
+        let guest = variable("BETA9_GUEST_DIR").unwrap_or_else(|| project("target/guest"));
+        Self::make(pool, runtime, Some(guest.join("vmlinux")))
+    }
+
+    /// A site whose pools look for a kernel where there is none, yet.
+    pub(crate) fn without_kernel() -> Result<Self> {
+        Self::make("", "", None)
+    }
+
+    fn make(pool: &str, runtime: &str, kernel: Option<PathBuf>) -> Result<Self> {
         let image = Self::requirements()?;
         let directory = tempfile::Builder::new()
             .prefix("b9-")
@@ -58,7 +70,8 @@ impl Site {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let tools = std::iter::once(project("target/tools/bin")).chain(std::env::split_paths(&path));
         let path = std::env::join_paths(tools).context("cannot add the tools to PATH")?;
-        let site = Self { worker: worker()?, directory, path, is_kept: AtomicBool::new(false) };
+        let kernel = kernel.unwrap_or_else(|| directory.path().join("kernels/vmlinux"));
+        let site = Self { worker: worker()?, directory, kernel, path, is_kept: AtomicBool::new(false) };
         let run = |name| site.directory.path().join("run").join(name);
         // What the worker makes once is no container's.
         for directory in [containers(&site.root()), site.files(), run("gvisor"), run("fc"), run("qemu")] {
@@ -107,8 +120,7 @@ impl Site {
     }
 
     fn yaml(&self, pool: &str, runtime: &str) -> String {
-        let guest = variable("BETA9_GUEST_DIR").unwrap_or_else(|| project("target/guest"));
-        let (guest, root) = (guest.display(), self.directory.path().join("run"));
+        let (kernel, root) = (self.kernel.display(), self.directory.path().join("run"));
         let root = root.display();
         let indented = |text: &str, by: usize| -> String {
             text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
@@ -116,8 +128,8 @@ impl Site {
         let (pool, runtime) = (indented(pool, 6), indented(runtime, 8));
         format!(
             "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}        \
-             firecracker_kernel: {guest}/vmlinux\n        firecracker_root: {root}/fc\n        \
-             qemu_kernel: {guest}/vmlinux\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
+             firecracker_kernel: {kernel}\n        firecracker_root: {root}/fc\n        \
+             qemu_kernel: {kernel}\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
         )
     }
 
@@ -156,8 +168,9 @@ impl Site {
         let (root, run) = (self.root(), self.directory.path().join("run"));
         let mut scope =
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
-        // What containers share and what outlives them by design: images, and which boots have succeeded.
-        for shared in ["images", "probes"] {
+        // What containers share and what outlives them by design: images, VMs' first file systems, and which boots
+        // have succeeded.
+        for shared in ["images", "guest", "probes"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -225,6 +238,21 @@ fn worker() -> Result<PathBuf> {
     };
     ensure!(program.exists(), "there is no {}: run `cargo build -p beta9-worker` first", program.display());
     Ok(program)
+}
+
+/// A distribution's kernel, packed, in its package's tree.
+pub(crate) fn stock_kernel() -> Result<PathBuf> {
+    let packages = project("target/cache/debian-kernel");
+    let trees = fs::read_dir(&packages).into_iter().flatten().flatten();
+    let kernels =
+        trees.flat_map(|tree| fs::read_dir(tree.path().join("boot")).into_iter().flatten().flatten());
+    kernels
+        .map(|kernel| kernel.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .max()
+        .with_context(|| {
+            format!("there is no kernel in {}: `cargo xtask setup` fetches it", packages.display())
+        })
 }
 
 fn images() -> PathBuf {

@@ -24,6 +24,7 @@ mod modules;
 mod operate;
 mod report;
 mod stage;
+mod timeline;
 
 use std::process::ExitCode;
 
