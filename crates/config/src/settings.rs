@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings};
+use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings, UidRange};
 use serde_json::Value as Json;
 
 use crate::error::Result;
@@ -25,9 +25,13 @@ enum Slot {
     Platform(fn(&mut RuntimeSettings) -> &mut String),
     Arguments(fn(&mut RuntimeSettings) -> &mut Vec<String>),
     Flag(fn(&mut RuntimeSettings) -> &mut bool),
+    /// How many of something in a second.
+    Rate(fn(&mut RuntimeSettings) -> &mut u32),
+    /// A text `FIRST-LAST`.
+    Users(fn(&mut RuntimeSettings) -> &mut UidRange),
 }
 
-const SETTINGS: [(&str, Slot); 21] = [
+const SETTINGS: [(&str, Slot); 25] = [
     ("runc_bin", Slot::Program(|s| &mut s.runc_bin)),
     ("gvisor_bin", Slot::Program(|s| &mut s.gvisor_bin)),
     ("gvisor_root", Slot::Directory(|s| &mut s.gvisor_root)),
@@ -35,6 +39,8 @@ const SETTINGS: [(&str, Slot); 21] = [
     ("gvisor_extra_args", Slot::Arguments(|s| &mut s.gvisor_extra_args)),
     ("firecracker_bin", Slot::Program(|s| &mut s.firecracker_bin)),
     ("firecracker_jailer", Slot::Program(|s| &mut s.firecracker_jailer)),
+    ("require_jailer", Slot::Flag(|s| &mut s.require_jailer)),
+    ("jail_uids", Slot::Users(|s| &mut s.jail_uids)),
     ("firecracker_root", Slot::Directory(|s| &mut s.firecracker_root)),
     ("firecracker_kernel", Slot::File(|s| &mut s.firecracker_kernel)),
     ("firecracker_initrd", Slot::OptionalFile(|s| &mut s.firecracker_initrd)),
@@ -48,6 +54,8 @@ const SETTINGS: [(&str, Slot); 21] = [
     ("qemu_mem_mib", Slot::Memory(|s| &mut s.qemu_mem_mib)),
     ("qemu_root", Slot::Directory(|s| &mut s.qemu_root)),
     ("vhost_device_vsock_bin", Slot::Program(|s| &mut s.vhost_device_vsock_bin)),
+    ("disk_mib_per_second", Slot::Rate(|s| &mut s.disk_mib_per_second)),
+    ("disk_operations_per_second", Slot::Rate(|s| &mut s.disk_operations_per_second)),
     ("debug", Slot::Flag(|s| &mut s.debug)),
 ];
 
@@ -56,6 +64,8 @@ const PLATFORMS: [&str; 3] = ["systrap", "ptrace", "kvm"];
 const MAX_CPUS: u32 = 32;
 const MIN_MEMORY: u32 = 96;
 const MAX_MEMORY: u32 = 1 << 20;
+/// More than any disk does.
+const MAX_RATE: u32 = 100_000_000;
 const MAX_ARGUMENTS: usize = 64;
 
 /// The keys, in the order in which they are shown.
@@ -119,6 +129,12 @@ impl Slot {
                 put(slot(settings), read_word(reader, entry, &PLATFORMS)?.map(str::to_owned))
             }
             Self::Arguments(slot) => put(slot(settings), read_arguments(reader, entry)?),
+            Self::Rate(slot) => put(slot(settings), reader.number(entry, 1, MAX_RATE)?),
+            Self::Users(slot) => {
+                let Some(text) = reader.text(entry)? else { return Ok(false) };
+                let range = UidRange::parse(text).map_err(|_| reader.invalid(entry, text, UidRange::RULE))?;
+                put(slot(settings), Some(range))
+            }
             Self::Flag(slot) => match entry.node.value {
                 Value::Null => Ok(false),
                 _ => put(slot(settings), Some(reader.flag(entry)?)),
@@ -138,6 +154,8 @@ impl Slot {
             Self::Platform(slot) => slot(settings).clone().into(),
             Self::Arguments(slot) => slot(settings).clone().into(),
             Self::Flag(slot) => (*slot(settings)).into(),
+            Self::Rate(slot) => (*slot(settings)).into(),
+            Self::Users(slot) => slot(settings).to_string().into(),
         }
     }
 }

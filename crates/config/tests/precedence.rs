@@ -125,6 +125,10 @@ worker:
         qemu_root: /srv/qemu
         vhost_device_vsock_bin: vsock
         debug: false
+        require_jailer: true
+        jail_uids: 20000-29999
+        disk_mib_per_second: 100
+        disk_operations_per_second: 2000
     plain:
 ";
 
@@ -178,6 +182,10 @@ fn every_key_is_read_in_both_spellings() {
         qemu_root: "/srv/qemu".into(),
         vhost_device_vsock_bin: "vsock".into(),
         debug: false,
+        require_jailer: true,
+        jail_uids: "20000-29999".parse().unwrap(),
+        disk_mib_per_second: 100,
+        disk_operations_per_second: 2000,
     };
     assert_eq!(pool.settings, expected);
     assert_eq!(pool.setting_source("qemu_cpus"), Source::PoolKey { line: 28 });

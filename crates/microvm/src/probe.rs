@@ -26,7 +26,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::container::end_processes;
-use crate::engine::{Host, VmDirectory, remove};
+use crate::engine::firecracker::{Version, jail};
+use crate::engine::{VmDirectory, remove};
 use crate::runtime::Microvm;
 use crate::sandbox::{Accepting, Deadlines, Listeners, Sandbox};
 use crate::sizing::VmSize;
@@ -55,6 +56,12 @@ pub struct ProbeReport {
     pub kernel: String,
     /// Why it is software emulation, where KVM was to be tried.
     pub kvm_failure: Option<String>,
+    /// Firecracker's jailer, found; without one it is not jailed.
+    #[serde(default)]
+    pub jailer: Option<PathBuf>,
+    /// What an operator should know of VMs that nevertheless work.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl ProbeReport {
@@ -62,7 +69,11 @@ impl ProbeReport {
     pub fn settings(&self, asked: &RuntimeSettings) -> RuntimeSettings {
         let mut settings = asked.clone();
         match self.kind {
-            RuntimeKind::Firecracker => settings.firecracker_bin.clone_from(&self.bin),
+            RuntimeKind::Firecracker => {
+                settings.firecracker_bin.clone_from(&self.bin);
+                settings.firecracker_jailer =
+                    self.jailer.clone().unwrap_or_else(|| RuntimeSettings::NO_JAILER.into());
+            }
             _ => {
                 settings.qemu_bin.clone_from(&self.bin);
                 settings.qemu_accel = self.accel;
@@ -78,7 +89,12 @@ impl ProbeReport {
 impl std::fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (accel, ms) = (self.accel.as_str(), self.boot_ms);
-        write!(f, "{}, {accel}, booted Linux {} in {ms} ms", self.version, self.kernel)
+        let jail = match (self.kind, &self.jailer) {
+            (RuntimeKind::Firecracker, Some(_)) => ", jailed",
+            (RuntimeKind::Firecracker, None) => ", NOT JAILED",
+            _ => "",
+        };
+        write!(f, "{}, {accel}{jail}, booted Linux {} in {ms} ms", self.version, self.kernel)
     }
 }
 
@@ -86,6 +102,10 @@ impl std::fmt::Display for ProbeReport {
 pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reaper) -> Result<ProbeReport> {
     let mut settings = settings.clone();
     let vsock_bin = find_programs(kind, &mut settings)?;
+    let (jailer, warnings) = match kind {
+        RuntimeKind::Firecracker => prepare_jail(&mut settings, reaper).await?,
+        _ => (None, Vec::new()),
+    };
     let (bin, kernel, initrd) = match kind {
         RuntimeKind::Firecracker => {
             (&settings.firecracker_bin, &settings.firecracker_kernel, settings.firecracker_initrd())
@@ -116,7 +136,40 @@ pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reape
         boot_ms: booted.ms,
         kernel: booted.kernel,
         kvm_failure,
+        jailer,
+        warnings,
     })
+}
+
+/// The jailer that Firecracker runs under with these settings, or why it runs without one.
+pub fn find_jailer(settings: &RuntimeSettings) -> std::result::Result<PathBuf, String> {
+    let bin = find_program(&settings.firecracker_bin);
+    let bin = bin.ok_or_else(|| format!("{} was not found", settings.firecracker_bin.display()))?;
+    jail::usable(settings, &bin)
+}
+
+/// What is known against a jailer that calls itself this.
+pub fn jailer_flaws(version: &str) -> Option<String> {
+    version.split_whitespace().find_map(|word| Version::parse(word).ok()).and_then(jail::known_flaws)
+}
+
+/// Decides whether Firecracker will be jailed, before anything boots in the same way.
+async fn prepare_jail(
+    settings: &mut RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<(Option<PathBuf>, Vec<String>)> {
+    match jail::decide(settings, &settings.firecracker_bin)? {
+        Ok(jailer) => {
+            settings.firecracker_jailer.clone_from(&jailer);
+            let flaws = jailer_flaws(&version(&jailer, reaper).await?);
+            Ok((Some(jailer), flaws.into_iter().collect()))
+        }
+        Err(reason) => {
+            settings.firecracker_jailer = RuntimeSettings::NO_JAILER.into();
+            let text = format!("firecracker runs as root and without a jail: {reason}");
+            Ok((None, vec![text]))
+        }
+    }
 }
 
 /// KVM where it boots a kernel, else software emulation with the reason.
@@ -240,7 +293,8 @@ async fn boot_in(
     cgroup.create().map_err(failed)?;
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
     microvm.limit(cgroup, size);
-    let host = Host { reaper: microvm.reaper().clone(), cgroup: cgroup.clone(), network: None };
+    let host = microvm.host(cgroup, None);
+    let directory = microvm.engine().settle(directory, &id.vm_id())?;
     let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;
     let started = Instant::now();
     let vm = microvm.engine().start(&microvm.vm_config(&id, directory, size, Vec::new()), &host).await?;
@@ -296,6 +350,7 @@ pub fn probe_key(kind: RuntimeKind, settings: &RuntimeSettings) -> String {
         RuntimeKind::Firecracker => {
             vec![
                 find_program(&settings.firecracker_bin),
+                find_program(&settings.firecracker_jailer),
                 Some(settings.firecracker_kernel.clone()),
                 Some(settings.firecracker_initrd()),
             ]

@@ -13,10 +13,13 @@ use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
 use beta9_wire::{RootDisk, WritableLayer};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::OwnProgram;
 use crate::container::{MicrovmContainer, end_processes};
 use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
-use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
+use crate::engine::{
+    Console, DiskLimit, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove,
+};
 use crate::guest_spec::{Stdin, refuse_unsupported, translate};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
@@ -24,6 +27,8 @@ use crate::sizing::VmSize;
 
 /// Processes and threads that the programs of one VM may have.
 const MAX_TASKS: u64 = 512;
+/// Microseconds that processor time is dealt out in.
+const CPU_PERIOD: u64 = 100_000;
 
 /// What these runtimes can do.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -41,6 +46,7 @@ pub struct Microvm {
     reaper: Reaper,
     engine: Box<dyn Engine>,
     share: ShareProgram,
+    this: OwnProgram,
 }
 
 impl Microvm {
@@ -56,7 +62,14 @@ impl Microvm {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
             }
         };
-        Ok(Self { kind, settings: settings.clone(), reaper, engine, share: ShareProgram::default() })
+        Ok(Self {
+            kind,
+            settings: settings.clone(),
+            reaper,
+            engine,
+            share: ShareProgram::default(),
+            this: OwnProgram::default(),
+        })
     }
 
     /// Replaces the program that serves host directories, which is this one with the argument `share`. What it is
@@ -66,12 +79,19 @@ impl Microvm {
         self
     }
 
-    pub(crate) fn settings(&self) -> &RuntimeSettings {
-        &self.settings
+    /// Replaces the program that confines a VM's programs, which is this one with the argument `confine`. What it is
+    /// started with goes to [`confine`](crate::confine).
+    pub fn with_own_program(mut self, program: PathBuf) -> Self {
+        self.this = OwnProgram::at(program);
+        self
     }
 
-    pub(crate) fn reaper(&self) -> &Reaper {
-        &self.reaper
+    pub(crate) fn host(&self, cgroup: &Cgroup, network: Option<PathBuf>) -> Host {
+        Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network, this: self.this.clone() }
+    }
+
+    pub(crate) fn settings(&self) -> &RuntimeSettings {
+        &self.settings
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {
@@ -109,6 +129,7 @@ impl Microvm {
             cpus: size.cpus,
             mem_mib: size.mem_mib,
             drives,
+            disk_limit: DiskLimit::of(&self.settings),
             console,
         }
     }
@@ -116,7 +137,14 @@ impl Microvm {
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
     pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
         let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
-        for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
+        // The VMM's own threads have a processor to themselves beside those of the guest.
+        let processors = (u64::from(size.cpus) + 1) * CPU_PERIOD;
+        let limits = [
+            cgroup.limit_memory(memory),
+            cgroup.limit_pids(MAX_TASKS),
+            cgroup.limit_cpu(processors, CPU_PERIOD),
+        ];
+        for limited in limits {
             if let Err(error) = limited {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "a microvm runs without a limit of its cgroup");
@@ -136,7 +164,8 @@ impl Microvm {
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
-        let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
+        let host = self.host(&cgroup, network_of(&spec));
+        let directory = self.engine.settle(directory, &id.vm_id())?;
         let listeners = Listeners::bind(&directory)?;
         let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
         marks.reach(Phase::EngineStarted);

@@ -24,6 +24,9 @@ pub(crate) const IMAGE: &str = "busybox";
 /// Kept short: socket paths below it must fit whatever a test adds. Not `/tmp`, which may be memory.
 const PARENT: &str = "/var/tmp";
 
+/// The variable that says `off` where Firecracker is to run without its jailer.
+pub(crate) const JAIL: &str = "BETA9_JAIL";
+
 /// Whether a runtime works here, as the worker itself found out.
 #[derive(Debug, Clone)]
 pub struct Availability {
@@ -38,8 +41,6 @@ pub struct Availability {
 pub struct Site {
     directory: tempfile::TempDir,
     worker: PathBuf,
-    /// What VMs boot.
-    kernel: PathBuf,
     path: OsString,
     is_kept: AtomicBool,
 }
@@ -52,16 +53,6 @@ impl Site {
 
     /// The same with more lines of YAML, indented by none, for the default pool and for its `container_runtime_config`.
     pub fn with_settings(pool: &str, runtime: &str) -> Result<Self> {
-        let guest = variable("BETA9_GUEST_DIR").unwrap_or_else(|| project("target/guest"));
-        Self::make(pool, runtime, Some(guest.join("vmlinux")))
-    }
-
-    /// A site whose pools look for a kernel where there is none, yet.
-    pub(crate) fn without_kernel() -> Result<Self> {
-        Self::make("", "", None)
-    }
-
-    fn make(pool: &str, runtime: &str, kernel: Option<PathBuf>) -> Result<Self> {
         let image = Self::requirements()?;
         let directory = tempfile::Builder::new()
             .prefix("b9-")
@@ -70,8 +61,7 @@ impl Site {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let tools = std::iter::once(project("target/tools/bin")).chain(std::env::split_paths(&path));
         let path = std::env::join_paths(tools).context("cannot add the tools to PATH")?;
-        let kernel = kernel.unwrap_or_else(|| directory.path().join("kernels/vmlinux"));
-        let site = Self { worker: worker()?, directory, kernel, path, is_kept: AtomicBool::new(false) };
+        let site = Self { worker: worker()?, directory, path, is_kept: AtomicBool::new(false) };
         let run = |name| site.directory.path().join("run").join(name);
         // What the worker makes once is no container's.
         for directory in [containers(&site.root()), site.files(), run("gvisor"), run("fc"), run("qemu")] {
@@ -120,17 +110,34 @@ impl Site {
     }
 
     fn yaml(&self, pool: &str, runtime: &str) -> String {
-        let (kernel, root) = (self.kernel.display(), self.directory.path().join("run"));
+        let guest = variable("BETA9_GUEST_DIR").unwrap_or_else(|| project("target/guest"));
+        let (guest, root) = (guest.display(), self.directory.path().join("run"));
         let root = root.display();
         let indented = |text: &str, by: usize| -> String {
             text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
         };
+        let mut usual = vec![
+            format!("firecracker_kernel: {guest}/vmlinux"),
+            format!("firecracker_root: {root}/fc"),
+            format!("qemu_kernel: {guest}/vmlinux"),
+            format!("qemu_root: {root}/qemu"),
+            format!("gvisor_root: {root}/gvisor"),
+        ];
+        if std::env::var_os(JAIL).is_some_and(|jail| jail == "off") {
+            usual.push("firecracker_jailer: none".to_owned());
+        }
+        // What a test says itself is not said twice.
+        let key = |line: &str| line.split(':').next().map(str::to_owned);
+        let said: Vec<_> = runtime.lines().map(key).collect();
+        usual.retain(|line| !said.contains(&key(line)));
         let (pool, runtime) = (indented(pool, 6), indented(runtime, 8));
-        format!(
-            "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}        \
-             firecracker_kernel: {kernel}\n        firecracker_root: {root}/fc\n        \
-             qemu_kernel: {kernel}\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
-        )
+        let usual = indented(&usual.join("\n"), 8);
+        format!("worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}{usual}")
+    }
+
+    /// Where block images for VMs are kept.
+    pub(crate) fn block_images(&self) -> PathBuf {
+        self.root().join("images/block")
     }
 
     /// A command of the worker's, such as `ps -a`.
@@ -255,7 +262,7 @@ pub(crate) fn stock_kernel() -> Result<PathBuf> {
         })
 }
 
-fn images() -> PathBuf {
+pub(crate) fn images() -> PathBuf {
     variable("BETA9_TEST_IMAGES").unwrap_or_else(|| project("target/cache/images"))
 }
 

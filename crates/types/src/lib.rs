@@ -22,6 +22,7 @@ mod settings;
 mod size;
 mod state;
 mod terminal;
+mod uid_range;
 
 pub use chain::chain;
 pub use digest::Digest;
@@ -45,6 +46,7 @@ pub use settings::{QemuAccel, RuntimeSettings};
 pub use size::{MemoryBytes, MemoryMib};
 pub use state::{ContainerState, Phase, PhaseMark};
 pub use terminal::TerminalSize;
+pub use uid_range::UidRange;
 
 /// A value from outside that is not what it claims to be. The message names the value and the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::MemoryMib;
+use crate::{MemoryMib, UidRange};
 
 /// How the runtimes of one pool are set up, with every default filled in.
 ///
@@ -21,8 +21,14 @@ pub struct RuntimeSettings {
     pub gvisor_extra_args: Vec<String>,
     /// Firecracker's program.
     pub firecracker_bin: PathBuf,
-    /// Firecracker's jailer.
+    /// Firecracker's jailer; [`RuntimeSettings::NO_JAILER`] for none.
     pub firecracker_jailer: PathBuf,
+    /// Whether Firecracker without its jailer counts as not working.
+    #[serde(default)]
+    pub require_jailer: bool,
+    /// Users that VMs run as, one for each; nothing else may use them.
+    #[serde(default)]
+    pub jail_uids: UidRange,
     /// One directory per VM lives here.
     pub firecracker_root: PathBuf,
     /// An uncompressed kernel image (ELF vmlinux).
@@ -50,6 +56,12 @@ pub struct RuntimeSettings {
     pub qemu_root: PathBuf,
     /// The vhost-user vsock device program that QEMU VMs use.
     pub vhost_device_vsock_bin: PathBuf,
+    /// MiB that each disk of a VM may read and write in a second; 0 for no limit.
+    #[serde(default)]
+    pub disk_mib_per_second: u32,
+    /// Reads and writes of each disk of a VM in a second; 0 for no limit.
+    #[serde(default)]
+    pub disk_operations_per_second: u32,
     /// Whether guest consoles are turned on.
     pub debug: bool,
 }
@@ -83,8 +95,15 @@ impl QemuAccel {
 impl RuntimeSettings {
     /// The directory that holds the VMs when nothing is configured.
     pub const DEFAULT_MICROVM_ROOT: &'static str = "/var/lib/beta9/microvm";
+    /// In the place of a jailer: Firecracker runs without one.
+    pub const NO_JAILER: &'static str = "none";
     /// The kernel that VMs boot when nothing is configured.
     pub const DEFAULT_KERNEL: &'static str = "/var/lib/beta9/vmlinux";
+
+    /// Whether Firecracker is to run in a jail.
+    pub fn is_jailed(&self) -> bool {
+        self.firecracker_jailer != Path::new(Self::NO_JAILER)
+    }
 
     /// The initramfs for Firecracker VMs.
     pub fn firecracker_initrd(&self) -> PathBuf {
@@ -111,6 +130,8 @@ impl Default for RuntimeSettings {
             gvisor_extra_args: Vec::new(),
             firecracker_bin: "firecracker".into(),
             firecracker_jailer: "jailer".into(),
+            require_jailer: false,
+            jail_uids: UidRange::default(),
             firecracker_root: Self::DEFAULT_MICROVM_ROOT.into(),
             firecracker_kernel: Self::DEFAULT_KERNEL.into(),
             firecracker_initrd: None,
@@ -124,6 +145,8 @@ impl Default for RuntimeSettings {
             qemu_mem_mib: MemoryMib::DEFAULT,
             qemu_root: Self::DEFAULT_MICROVM_ROOT.into(),
             vhost_device_vsock_bin: "vhost-device-vsock".into(),
+            disk_mib_per_second: 0,
+            disk_operations_per_second: 0,
             debug: false,
         }
     }

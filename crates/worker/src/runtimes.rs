@@ -36,6 +36,8 @@ pub(crate) struct Working {
     pub(crate) capabilities: Capabilities,
     /// One line on what was found.
     pub(crate) detail: String,
+    /// What an operator should know although it works.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What the `probe` process answers on its stdout.
@@ -54,13 +56,18 @@ pub(crate) async fn create(root: &Path, kind: RuntimeKind, settings: &RuntimeSet
         RuntimeKind::Runc => {
             let settings = blocking(move || Runc::find(&wanted)).await?.map_err(failed)?;
             let detail = version(&settings.runc_bin).await?;
-            Ok(Working { settings, capabilities: beta9_oci::RUNC_CAPABILITIES, detail })
+            Ok(Working { settings, capabilities: beta9_oci::RUNC_CAPABILITIES, detail, warnings: Vec::new() })
         }
         RuntimeKind::Gvisor => {
             let settings = blocking(move || Gvisor::find(&wanted)).await?.map_err(failed)?;
             let detail =
                 format!("{}, platform {}", version(&settings.gvisor_bin).await?, settings.gvisor_platform);
-            Ok(Working { settings, capabilities: beta9_oci::GVISOR_CAPABILITIES, detail })
+            Ok(Working {
+                settings,
+                capabilities: beta9_oci::GVISOR_CAPABILITIES,
+                detail,
+                warnings: Vec::new(),
+            })
         }
         RuntimeKind::Firecracker | RuntimeKind::Qemu => {
             let place = root.to_owned();
@@ -68,13 +75,14 @@ pub(crate) async fn create(root: &Path, kind: RuntimeKind, settings: &RuntimeSet
             let report = probe(root, kind, &wanted).await?;
             let settings = report.settings(&wanted);
             let detail = report.to_string();
-            Ok(Working { settings, capabilities: beta9_microvm::CAPABILITIES, detail })
+            let warnings = report.warnings;
+            Ok(Working { settings, capabilities: beta9_microvm::CAPABILITIES, detail, warnings })
         }
     }
 }
 
 /// The first line of `program --version`.
-async fn version(program: &Path) -> Result<String> {
+pub(crate) async fn version(program: &Path) -> Result<String> {
     let failed =
         |e| Error::caused(ErrorKind::Precondition, format!("run {} --version", program.display()), e);
     let output =

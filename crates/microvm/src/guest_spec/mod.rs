@@ -10,6 +10,7 @@ mod process;
 mod refusals;
 mod resources;
 mod seccomp;
+pub(crate) use seccomp::system_call_number;
 
 use std::path::Path;
 

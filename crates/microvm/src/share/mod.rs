@@ -14,6 +14,7 @@
 //! across the boundary: inotify events of the host's making, locks, `MAP_SHARED` mappings.
 
 mod confine;
+pub(crate) use confine::check_namespaces;
 mod server;
 mod session;
 

@@ -107,7 +107,8 @@ impl Fixture {
         let share = std::env::current_exe().unwrap().parent().unwrap().join("../examples/share");
         Microvm::new(self.kind, &self.settings, self.reaper.clone())
             .unwrap()
-            .with_share_program(share, Vec::new())
+            .with_share_program(share.clone(), Vec::new())
+            .with_own_program(share)
     }
 
     /// Where the VM of `id` lives.

@@ -53,3 +53,11 @@ pub(super) fn share(arguments: Vec<OsString>) -> Outcome {
     beta9_microvm::share::serve(arguments.into_iter()).map_err(|e| Failure::new(e.chain()))?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Becomes a program of a VM. What goes wrong is said on stderr, which is kept with what the program says.
+pub(super) fn confine(arguments: Vec<OsString>) -> Outcome {
+    match beta9_microvm::confine(arguments.into_iter()) {
+        Ok(never) => match never {},
+        Err(error) => Err(Failure::new(error.chain())),
+    }
+}

@@ -185,6 +185,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Becomes a program of a VM, which sees of the host what it needs. Started by supervisors.
+    #[command(hide = true)]
+    Confine {
+        /// What `beta9_microvm::confine` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// A command that did not do what was asked: what to say, and the exit code.
@@ -237,6 +244,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Probe { runtime } => internal::probe(runtime),
         Command::Share { arguments } => internal::share(arguments),
+        Command::Confine { arguments } => internal::confine(arguments),
         Command::Init(args) => init::run(args),
         Command::Completion { shell } => completion(shell),
         command => client_command(&global, command),
