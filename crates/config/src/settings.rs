@@ -15,8 +15,8 @@ enum Slot {
     Program(fn(&mut RuntimeSettings) -> &mut PathBuf),
     /// An absolute path.
     File(fn(&mut RuntimeSettings) -> &mut PathBuf),
-    /// An absolute path with a default that depends on another setting.
-    OptionalFile(fn(&mut RuntimeSettings) -> &mut Option<PathBuf>, fn(&RuntimeSettings) -> PathBuf),
+    /// An absolute path, or nothing, which means the worker's own file.
+    OptionalFile(fn(&mut RuntimeSettings) -> &mut Option<PathBuf>),
     /// An absolute path other than `/`, below which containers have their directories.
     Directory(fn(&mut RuntimeSettings) -> &mut PathBuf),
     Cpus(fn(&mut RuntimeSettings) -> &mut u8),
@@ -45,16 +45,13 @@ const SETTINGS: [(&str, Slot); 26] = [
     ("jail_uids", Slot::Users(|s| &mut s.jail_uids)),
     ("firecracker_root", Slot::Directory(|s| &mut s.firecracker_root)),
     ("firecracker_kernel", Slot::File(|s| &mut s.firecracker_kernel)),
-    (
-        "firecracker_initrd",
-        Slot::OptionalFile(|s| &mut s.firecracker_initrd, RuntimeSettings::firecracker_initrd),
-    ),
+    ("firecracker_initrd", Slot::OptionalFile(|s| &mut s.firecracker_initrd)),
     ("firecracker_cpus", Slot::Cpus(|s| &mut s.firecracker_cpus)),
     ("firecracker_mem_mib", Slot::Memory(|s| &mut s.firecracker_mem_mib)),
     ("qemu_bin", Slot::Program(|s| &mut s.qemu_bin)),
     ("qemu_accel", Slot::Accel(|s| &mut s.qemu_accel)),
     ("qemu_kernel", Slot::File(|s| &mut s.qemu_kernel)),
-    ("qemu_initrd", Slot::OptionalFile(|s| &mut s.qemu_initrd, RuntimeSettings::qemu_initrd)),
+    ("qemu_initrd", Slot::OptionalFile(|s| &mut s.qemu_initrd)),
     ("qemu_cpus", Slot::Cpus(|s| &mut s.qemu_cpus)),
     ("qemu_mem_mib", Slot::Memory(|s| &mut s.qemu_mem_mib)),
     ("qemu_root", Slot::Directory(|s| &mut s.qemu_root)),
@@ -111,7 +108,7 @@ impl Slot {
             Self::Program(slot) => put(slot(settings), read_path(reader, entry, Rule::Program)?),
             Self::File(slot) => put(slot(settings), read_path(reader, entry, Rule::File)?),
             Self::Directory(slot) => put(slot(settings), read_path(reader, entry, Rule::Directory)?),
-            Self::OptionalFile(slot, _) => {
+            Self::OptionalFile(slot) => {
                 let path = read_path(reader, entry, Rule::File)?;
                 put(slot(settings), path.map(Some))
             }
@@ -162,7 +159,7 @@ impl Slot {
             Self::Program(slot) | Self::File(slot) | Self::Directory(slot) => {
                 slot(settings).display().to_string().into()
             }
-            Self::OptionalFile(_, effective) => effective(settings).display().to_string().into(),
+            Self::OptionalFile(slot) => slot(settings).as_ref().map(|path| path.display().to_string()).into(),
             Self::Cpus(slot) => (*slot(settings)).into(),
             Self::Memory(slot) => slot(settings).get().into(),
             Self::Accel(slot) => slot(settings).as_str().into(),

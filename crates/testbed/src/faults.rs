@@ -9,6 +9,7 @@ mod fallback;
 mod floods;
 mod initramfs;
 mod kernel;
+mod missing_kernel;
 mod supervisor;
 mod traces;
 mod vmm;
@@ -89,6 +90,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
             all.push(on("a_killed_vmm_is_reported", vmm::is_killed));
             all.push(on("a_vmm_sees_nothing_of_the_host", confined::sees_nothing));
             all.push(on("kernels_that_are_none_are_told_apart", kernel::is_none));
+            all.push(on("a_missing_kernel_is_installed_and_boots", missing_kernel::is_missing));
             let slow =
                 |name: &str, run: fn(RuntimeKind) -> Result<()>| Fault { tier: Tier::Full, ..on(name, run) };
             all.push(slow(

@@ -176,8 +176,9 @@ impl Site {
         let (root, run) = (self.root(), self.directory.path().join("run"));
         let mut scope =
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
-        // What containers share and what outlives them by design: images, and which boots have succeeded.
-        for shared in ["images", "probes", "volumes/.lock"] {
+        // What containers share and what outlives them by design: images, VMs' first file systems, and which boots
+        // have succeeded.
+        for shared in ["images", "guest", "probes", "volumes/.lock"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -247,6 +248,21 @@ fn worker() -> Result<PathBuf> {
     };
     ensure!(program.exists(), "there is no {}: run `cargo build -p beta9-worker` first", program.display());
     Ok(program)
+}
+
+/// A distribution's kernel, packed, in its package's tree.
+pub(crate) fn stock_kernel() -> Result<PathBuf> {
+    let packages = project("target/cache/debian-kernel");
+    let trees = fs::read_dir(&packages).into_iter().flatten().flatten();
+    let kernels =
+        trees.flat_map(|tree| fs::read_dir(tree.path().join("boot")).into_iter().flatten().flatten());
+    kernels
+        .map(|kernel| kernel.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .max()
+        .with_context(|| {
+            format!("there is no kernel in {}: `cargo xtask setup` fetches it", packages.display())
+        })
 }
 
 pub(crate) fn images() -> PathBuf {

@@ -33,7 +33,8 @@ pub struct RuntimeSettings {
     pub firecracker_root: PathBuf,
     /// An uncompressed kernel image (ELF vmlinux).
     pub firecracker_kernel: PathBuf,
-    /// An initramfs that holds `beta9-vm-init` as `/init`; `initrd.img` beside the kernel where absent.
+    /// An initramfs that holds `beta9-vm-init` as `/init`. Where absent the worker makes one, and puts it here before a
+    /// runtime sees these settings; `initrd.img` beside the kernel is meant by whoever makes none.
     pub firecracker_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub firecracker_cpus: u8,
@@ -45,7 +46,7 @@ pub struct RuntimeSettings {
     pub qemu_accel: QemuAccel,
     /// An uncompressed kernel image (ELF vmlinux with a PVH entry).
     pub qemu_kernel: PathBuf,
-    /// An initramfs; `initrd.img` beside the kernel where absent.
+    /// As for Firecracker.
     pub qemu_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub qemu_cpus: u8,

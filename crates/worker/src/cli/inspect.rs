@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::api;
 use crate::cli::Outcome;
 use crate::cli::template::Template;
+use crate::cli::timeline;
 use crate::client::Client;
 use crate::terminal;
 
@@ -56,7 +57,7 @@ pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
         }
     } else if args.timeline {
         for container in &found {
-            terminal::line(&timeline(container))?;
+            terminal::line(&timeline::draw(container))?;
         }
     } else {
         terminal::json(&found.iter().map(json).collect::<Vec<_>>())?;
@@ -137,31 +138,4 @@ fn network_end(end: &api::NetworkEnd) -> Value {
         "host_interface": text(&end.host_interface),
         "tap": text(&end.tap),
     })
-}
-
-/// One bar per phase, from the request to the end, on one scale up to `running`.
-fn timeline(container: &api::Container) -> String {
-    const WIDTH: u64 = 48;
-    let start = container.created_us;
-    // What comes after `running` is the container's own time and would flatten everything before it.
-    let started = container.timeline.iter().take_while(|phase| phase.name != "exited").collect::<Vec<_>>();
-    let end = started.last().map_or(start, |phase| phase.at_us);
-    let span = end.saturating_sub(start).max(1);
-    let column = |at: u64| usize::try_from(at.saturating_sub(start).min(span) * WIDTH / span).unwrap_or(0);
-    let mut lines = vec![format!("{}  {}  {}", container.id, container.runtime, container.image)];
-    let mut before = start;
-    for phase in &container.timeline {
-        let took = phase.at_us.saturating_sub(before);
-        let is_start = phase.at_us <= end;
-        let bar = if is_start {
-            let (from, to) = (column(before), column(phase.at_us));
-            format!("{}{}", " ".repeat(from), "█".repeat((to - from).max(1)))
-        } else {
-            String::new()
-        };
-        lines.push(format!("  {:<20} {:>9.1} ms  {bar}", phase.name, took as f64 / 1000.0));
-        before = phase.at_us;
-    }
-    lines.push(format!("  {:<20} {:>9.1} ms", "request to running", span as f64 / 1000.0));
-    lines.join("\n")
 }

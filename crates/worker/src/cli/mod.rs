@@ -21,6 +21,7 @@ mod image_view;
 mod init;
 mod inspect;
 mod internal;
+mod kernel;
 mod login;
 mod logs;
 mod operate;
@@ -34,6 +35,7 @@ mod stats;
 mod status;
 mod table;
 mod template;
+mod timeline;
 mod transfer;
 mod usage;
 mod volume;
@@ -151,6 +153,9 @@ enum Command {
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Install, list and remove the kernel that VMs boot.
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
     /// Check what this machine can run, and say what to do about the rest.
     Doctor(doctor::DoctorArgs),
     /// Be PID 1 of a pod: reap, and keep a worker serving.
@@ -296,6 +301,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
         match command {
             Command::Serve(args) => serve::run(global, args).await,
             Command::Config(command) => config::run(global, command),
+            Command::Kernel(command) => kernel::run(global, command),
             Command::Logout(args) => login::logout(args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             command => {

@@ -81,6 +81,7 @@ impl Worker {
         let directory = ContainerDirectory::of(&self.root, &id);
         let place = spec::Place {
             id: &id,
+            root: &self.root,
             directory: directory.path(),
             tree: &tree,
             runtime: assigned.runtime,

@@ -61,6 +61,7 @@ impl Worker {
             private_directory(&directory)
                 .map_err(|e| Error::internal(format!("create {}", directory.display()), e))?;
         }
+        crate::guest::refresh(root)?;
         let store = Store::open(root)
             .map_err(|e| Error::internal(format!("open the image store in {}", root.display()), e))?;
         Ok(Self { root: root.to_owned(), store: Arc::new(store), pools, started_us: now_us(), events: None })

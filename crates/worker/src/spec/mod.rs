@@ -71,6 +71,8 @@ pub(crate) struct Plan {
 /// Where a container is to run.
 pub(crate) struct Place<'a> {
     pub(crate) id: &'a ContainerId,
+    /// The worker's state directory.
+    pub(crate) root: &'a Path,
     /// The container's own directory.
     pub(crate) directory: &'a Path,
     /// The image's unpacked root file system, where users and groups are looked up.
