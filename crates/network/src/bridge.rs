@@ -95,8 +95,8 @@ fn make(socket: &mut Socket, settings: &NetworkSettings, nft: &Nft) -> Result<Li
             let link =
                 link.ok_or_else(|| Error::new(ErrorKind::Failed, format!("the bridge {name} is gone")))?;
             // Said once more it stays so, whatever ports come and go.
-        socket.set_mtu(link.index, mtu).while_doing(doing)?;
-        forward(settings)?;
+            socket.set_mtu(link.index, mtu).while_doing(doing)?;
+            forward(settings)?;
             socket
                 .add_address(link.index, settings.gateway4().into(), settings.ipv4.prefix())
                 .while_doing(doing)?;

@@ -417,7 +417,8 @@ async fn start(
     network: &mut Network,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
-    let mut container = create(directory, record, marks, cgroup, runtime, reaper, Some(network), stdio).await?;
+    let mut container =
+        create(directory, record, marks, cgroup, runtime, reaper, Some(network), stdio).await?;
     match container.start().await {
         Ok(()) => Ok(container),
         Err(error) => {
