@@ -11,9 +11,9 @@ use beta9_types::{Ipv4Subnet, MacAddress, NetworkSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::files;
 use crate::lease::{Leases, Locked};
 use crate::nft::{self, Nft};
+use crate::{files, forwarding};
 
 /// What an interface takes that says nothing.
 const DEFAULT_MTU: u32 = 1500;
@@ -105,7 +105,9 @@ fn make(socket: &mut Socket, settings: &NetworkSettings, nft: &Nft) -> Result<Li
             }
             Ok(link)
         });
-    if built.is_err() {
+    if built.is_ok() {
+        forwarding::open(&settings.bridge, nft);
+    } else {
         // What failed is told; what cannot be undone shows at the next try.
         let _ = dismantle(socket, settings, nft);
     }
@@ -115,6 +117,7 @@ fn make(socket: &mut Socket, settings: &NetworkSettings, nft: &Nft) -> Result<Li
 fn dismantle(socket: &mut Socket, settings: &NetworkSettings, nft: &Nft) -> Result<()> {
     let name = settings.bridge.as_str();
     socket.remove_link(name).while_doing(|| format!("remove the bridge {name}"))?;
+    forwarding::close(&settings.bridge, nft);
     nft.apply(&nft::skeleton::remove(settings))
 }
 

@@ -101,8 +101,8 @@ impl Connection {
     /// Sets it up and leaves its namespace open. On failure nothing of it is left.
     pub fn set_up(host: &Host, wanted: &Wanted<'_>) -> Result<(Self, OwnedFd)> {
         let (connection, namespace) = host.outside(|nft| {
-            let (mut connection, mut namespace) = Self::make(nft, wanted)?;
-            let finished = connection.finish(nft, wanted, &mut namespace);
+            let (connection, mut namespace) = Self::make(nft, wanted)?;
+            let finished = connection.finish(wanted, &mut namespace);
             match finished {
                 Ok(()) => Ok((connection, namespace.fd)),
                 Err(error) => {
@@ -141,9 +141,16 @@ impl Connection {
         drop(locked);
         let connection = Self::planned(wanted, offset, link.mtu);
         let made = connection.write(wanted.file).and_then(|()| {
-            let namespace = Namespace::create(&connection.attachment.namespace)?;
-            connection.wire(&namespace, link.index)?;
-            Ok(namespace)
+            std::thread::scope(|scope| {
+                // Rules are for names and addresses, whether or not something has them, and take the longest.
+                let ruling = scope.spawn(|| connection.apply_rules(nft));
+                let wired = Namespace::create(&connection.attachment.namespace).and_then(|namespace| {
+                    connection.wire(&namespace, link.index)?;
+                    Ok(namespace)
+                });
+                let ruled = ruling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                ruled.and(wired)
+            })
         });
         match made {
             Ok(namespace) => Ok((connection, namespace)),
@@ -218,8 +225,7 @@ impl Connection {
     }
 
     /// What is left once both ends are there.
-    fn finish(&mut self, nft: &Nft, wanted: &Wanted<'_>, namespace: &mut Namespace) -> Result<()> {
-        self.apply_rules(nft)?;
+    fn finish(&self, wanted: &Wanted<'_>, namespace: &mut Namespace) -> Result<()> {
         self.limit(wanted.rates, namespace)?;
         match wanted.endpoint {
             Endpoint::Namespace => self.give_addresses(namespace),
@@ -273,23 +279,28 @@ impl Connection {
     }
 
     /// Puts its rules in place instead of those that there are.
-    pub(crate) fn apply_rules(&self, nft: &Nft) -> Result<()> {
-        let (addresses, neighbours) = self.subjects();
-        let script = self.subject(&addresses, &neighbours).replace();
-        let leases = Leases::of(&self.settings.bridge);
+    fn apply_rules(&self, nft: &Nft) -> Result<()> {
         // Transactions that overlap make each other start again.
-        let _one_at_a_time = files::lock(&leases.rules_lock())?;
-        nft.apply(&script)
+        let _one_at_a_time = files::lock(&Leases::of(&self.settings.bridge).rules_lock())?;
+        self.apply_rules_alone(nft)
     }
 
-    /// Changes whom it may talk to, from the next packet on.
-    pub fn set_policy(&mut self, host: &Host, policy: NetworkPolicy) -> Result<()> {
-        let before = std::mem::replace(&mut self.policy, policy);
-        let applied = host.outside(|nft| self.apply_rules(nft));
-        if applied.is_err() {
-            self.policy = before;
-        }
-        applied
+    fn apply_rules_alone(&self, nft: &Nft) -> Result<()> {
+        let (addresses, neighbours) = self.subjects();
+        nft.apply(&self.subject(&addresses, &neighbours).replace())
+    }
+
+    /// Changes whom the container that is written down in `file` may talk to, from the next packet on. Returns whether there
+    /// is one.
+    pub fn set_policy(file: &Path, nft: &Nft, policy: NetworkPolicy) -> Result<bool> {
+        let Some(before) = Self::read(file)? else { return Ok(false) };
+        let _one_at_a_time = files::lock(&Leases::of(&before.settings.bridge).rules_lock())?;
+        // It may have been taken away meanwhile.
+        let Some(mut connection) = Self::read(file)? else { return Ok(false) };
+        connection.policy = policy;
+        connection.apply_rules_alone(nft)?;
+        connection.write(file)?;
+        Ok(true)
     }
 
     fn subjects(&self) -> (Vec<IpAddr>, Vec<Subnet>) {
@@ -329,46 +340,46 @@ impl Connection {
         let unwired = unwired.while_doing(|| format!("remove interface {}", self.interface));
         let unnamed = namespace::remove(&self.attachment.namespace);
         let leases = Leases::of(&self.settings.bridge);
-        let unruled = self.remove_rules(nft, &leases);
-        let failed: Vec<Error> =
-            [unwired, unnamed, unruled].into_iter().filter_map(std::result::Result::err).collect();
-        failed.iter().for_each(|error| self.complain(error));
-        if !failed.is_empty() {
-            // An address whose interface or rules are still there is not free.
-            return;
-        }
-        if let Err(error) = leases.release(&self.id, self.offset) {
-            return self.complain(&error);
-        }
-        // The next start asks for the same address.
-        match std::fs::rename(file, last(file)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                self.complain(&Error::file("rename", file, e))
-            }
-            _ => {}
+        let forgotten = unwired.and(unnamed).and_then(|()| self.remove_rules(nft, &leases, file));
+        // An address whose interface or rules are still there is not free.
+        if let Err(error) = forgotten.and_then(|()| leases.release(&self.id, self.offset)) {
+            self.complain(&error);
         }
     }
 
-    fn remove_rules(&self, nft: &Nft, leases: &Leases) -> Result<()> {
-        // Without the bridge there are no tables, and no rules.
-        if !leases.settings_file().exists() {
-            return Ok(());
-        }
-        let (addresses, neighbours) = self.subjects();
-        let subject = self.subject(&addresses, &neighbours);
+    /// Removes the rules and that they were written down, at once for whoever else changes rules.
+    fn remove_rules(&self, nft: &Nft, leases: &Leases, file: &Path) -> Result<()> {
         let _one_at_a_time = files::lock(&leases.rules_lock())?;
-        for script in subject.remove_ports() {
-            if let Err(error) = nft.apply(&script) {
-                let error: &dyn std::error::Error = &error;
-                tracing::debug!(error, container = %self.id, "a published port is somebody else's by now");
+        // Without the bridge there are no tables, and no rules.
+        if leases.settings_file().exists() {
+            let (addresses, neighbours) = self.subjects();
+            let subject = self.subject(&addresses, &neighbours);
+            for script in subject.remove_ports() {
+                if let Err(error) = nft.apply(&script) {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::debug!(error, container = %self.id, "a published port is somebody else's by now");
+                }
             }
+            nft.apply(&subject.remove())?;
         }
-        nft.apply(&subject.remove())
+        // The next start asks for the same address.
+        match std::fs::rename(file, last(file)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("rename", file, e)),
+            _ => Ok(()),
+        }
     }
 
     fn complain(&self, error: &Error) {
         let error: &dyn std::error::Error = error;
         tracing::error!(container = %self.id, error, "something of a container's network could not be taken away");
+    }
+
+    /// Bytes that it has received and sent, by the count of the host's end of its veth pair.
+    pub fn traffic(&self) -> Option<(u64, u64)> {
+        let statistics = Path::new("/sys/class/net").join(&self.interface).join("statistics");
+        let count = |name: &str| std::fs::read_to_string(statistics.join(name)).ok()?.trim().parse().ok();
+        // What the host's end sends is what the container receives.
+        Some((count("tx_bytes")?, count("rx_bytes")?))
     }
 
     /// Gives back what a container has whose connection was not written down yet.

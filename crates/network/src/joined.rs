@@ -3,9 +3,12 @@
 //! It keeps its addresses, its routes and its rules. A VM gets a TAP device and two queueing disciplines in it, which are
 //! taken away again.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use beta9_sys::netlink::Socket;
+use beta9_sys::netlink::route::Route;
 use beta9_types::{Attachment, ContainerId, Gateway, MacAddress};
 use serde::{Deserialize, Serialize};
 
@@ -22,13 +25,15 @@ const SCOPE_UNIVERSE: u8 = 0;
 pub struct Joined {
     /// What is there.
     pub attachment: Attachment,
+    /// Every address of the interface, those that reach no further than the link among them.
+    addresses: Vec<(IpAddr, u8)>,
 }
 
 impl Joined {
     /// Opens it, and for a VM adds a device. On failure nothing is left.
     pub fn set_up(id: &ContainerId, path: &Path, endpoint: Endpoint, file: &Path) -> Result<(Self, OwnedFd)> {
         let mut namespace = Namespace::open(path)?;
-        let mut joined = Self { attachment: describe(path, &mut namespace)? };
+        let mut joined = describe(path, &mut namespace)?;
         if endpoint == Endpoint::Vm {
             let name = tap::name_of(id);
             if joined.attachment.interface.is_empty() {
@@ -52,17 +57,39 @@ impl Joined {
         files::read_json(file)
     }
 
-    /// Takes away what was added, if the namespace still exists.
+    /// Takes away what was added, and puts back what gVisor took, if the namespace still exists.
     pub fn take_away(&self) {
-        let Some(tap) = &self.attachment.tap else { return };
-        if let Ok(mut namespace) = Namespace::open(&self.attachment.namespace) {
+        let Ok(mut namespace) = Namespace::open(&self.attachment.namespace) else { return };
+        if let Some(tap) = &self.attachment.tap {
             tap::remove(&mut namespace, tap, &self.attachment.interface);
+        } else if let Err(error) = self.restore(&mut namespace.socket) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, namespace = %self.attachment.namespace.display(), "addresses could not be put back");
         }
+    }
+
+    /// Gives the interface what it had and does not have any more.
+    fn restore(&self, socket: &mut Socket) -> beta9_sys::Result<()> {
+        let Some(link) = socket.link(&self.attachment.interface)? else { return Ok(()) };
+        let there = socket.addresses()?;
+        for (address, prefix) in &self.addresses {
+            if !there.iter().any(|other| other.link == link.index && other.address == *address) {
+                socket.add_address(link.index, *address, *prefix)?;
+            }
+        }
+        let there = socket.routes()?;
+        for Gateway { destination, prefix, gateway } in self.attachment.routes.iter().copied() {
+            let route = Route { link: link.index, destination, prefix, gateway };
+            if !there.contains(&route) {
+                socket.add_route(&route)?;
+            }
+        }
+        Ok(())
     }
 }
 
 /// What a namespace has: its first interface that is connected to somewhere.
-fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
+fn describe(path: &Path, namespace: &mut Namespace) -> Result<Joined> {
     let doing = || format!("look into the network namespace {}", path.display());
     let socket = &mut namespace.socket;
     let mut links = socket.links().while_doing(doing)?;
@@ -75,10 +102,12 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
     let link = links.first();
     let index = link.map_or(0, |link| link.index);
     let own = addresses.iter().filter(|address| address.link == index && address.scope == SCOPE_UNIVERSE);
-    let local = |address: std::net::IpAddr| match address {
-        std::net::IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
-        std::net::IpAddr::V4(_) => false,
+    let local = |address: IpAddr| match address {
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+        IpAddr::V4(_) => false,
     };
+    let all = addresses.iter().filter(|address| address.link == index);
+    let all = all.map(|address| (address.address, address.prefix)).collect();
     let mut ways: Vec<Gateway> = routes
         .iter()
         .filter(|route| route.link == index && !local(route.destination))
@@ -86,7 +115,7 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
         .collect();
     // Gateways are reached by routes to neighbours, which have to be there first.
     ways.sort_by_key(|way| way.gateway.is_some());
-    Ok(Attachment {
+    let attachment = Attachment {
         namespace: path.to_owned(),
         interface: link.map(|link| link.name.clone()).unwrap_or_default(),
         tap: None,
@@ -94,5 +123,6 @@ fn describe(path: &Path, namespace: &mut Namespace) -> Result<Attachment> {
         mtu: link.map_or(0, |link| link.mtu),
         addresses: own.map(|address| (address.address, address.prefix)).collect(),
         routes: ways,
-    })
+    };
+    Ok(Joined { attachment, addresses: all })
 }

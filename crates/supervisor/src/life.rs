@@ -407,6 +407,7 @@ enum Ended {
     Again(Exit, Duration),
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 async fn start(
     directory: &ContainerDirectory,
     record: &Record,
@@ -431,6 +432,7 @@ async fn start(
 }
 
 /// Everything of a start but the execution of the container's process.
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 pub(crate) async fn create(
     directory: &ContainerDirectory,
     record: &Record,
@@ -450,20 +452,26 @@ pub(crate) async fn create(
     cgroup.create().map_err(|e| ours(chain(&e)))?;
     let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
     // Neither needs the other.
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper));
-    let attached = match network {
-        Some(network) => network.ready(directory, record, &mut spec).await,
-        None => Ok(None),
+    let preparing = async {
+        let rootfs =
+            tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper)).await;
+        marks.reach(Phase::RootfsReady);
+        rootfs
     };
-    let rootfs =
-        rootfs.await.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
+    let connecting = async {
+        let Some(network) = network else { return Ok(None) };
+        let attached = network.ready(directory, record, &mut spec).await;
+        marks.reach(Phase::NetworkReady);
+        attached
+    };
+    let (rootfs, attached) = tokio::join!(preparing, connecting);
+    let rootfs = rootfs.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
     let network = attached.map_err(ours)?;
     if let Rootfs::Directory(path) = &rootfs
         && let Some(root) = spec.root_mut()
     {
         root.set_path(path.clone());
     }
-    marks.reach(Phase::RootfsReady);
 
     let request = CreateRequest {
         id: record.id.clone(),

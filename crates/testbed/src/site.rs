@@ -105,7 +105,12 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    /// The worker's configuration.
+    /// The program that is tested.
+    pub(crate) fn program(&self) -> &Path {
+        &self.worker
+    }
+
+    /// Its configuration.
     pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }

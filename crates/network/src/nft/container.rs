@@ -194,7 +194,8 @@ impl Subject<'_> {
             part.rule(chain, [is(to(), subnet(*neighbours)), drop()]);
         }
         // Whoever listens on the link, and neighbours by the addresses that they have on every link.
-        part.rule(chain, [is(meta("pkttype"), any_of(["broadcast", "multicast"])), drop()]);
+        let everybody = is(meta("pkttype"), any_of(["broadcast", "multicast"]));
+        part.rule(chain, [is(field(protocol, "saddr"), own), everybody, drop()]);
         if protocol == "ip6" {
             part.rule(
                 chain,

@@ -31,6 +31,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A transaction takes milliseconds; only one that waits for a lock of somebody else's takes longer.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest list that is read.
+const MAX_LIST: u64 = 8 << 20;
 /// How much of its complaint is repeated.
 const SHOWN: u64 = 1000;
 /// Directories with system programs that `PATH` may lack.
@@ -84,6 +86,26 @@ impl Nft {
         }
     }
 
+    /// What it lists, as JSON.
+    pub(crate) fn list(&self, arguments: &[&str]) -> Result<Value> {
+        let mut said = memory()?;
+        let mut command = Command::new(program()?);
+        command.arg("-j").args(arguments).stdin(Stdio::null());
+        command.stdout(said.try_clone().map_err(unusable)?).stderr(Stdio::null());
+        let exit = self.run(command)?;
+        if !exit.success() {
+            return Err(Error::new(ErrorKind::Failed, format!("nft {} failed", arguments.join(" "))));
+        }
+        said.seek(SeekFrom::Start(0)).map_err(unusable)?;
+        serde_json::from_reader(said.take(MAX_LIST)).map_err(unusable)
+    }
+
+    /// Runs a program whose exit code says all.
+    pub(crate) fn run_quietly(&self, mut command: Command) -> Result<ChildExit> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.run(command)
+    }
+
     fn run(&self, mut command: Command) -> Result<ChildExit> {
         // This thread waits for the child, so it outlives it.
         command.env_clear().current_dir("/").die_with_parent();
@@ -114,16 +136,20 @@ impl Nft {
 
 /// Where the program is.
 pub(crate) fn program() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut candidates = std::env::split_paths(&path).chain(SYSTEM.map(PathBuf::from));
-    let found = candidates.find_map(|directory| {
-        let file = directory.join("nft");
-        let meta = file.metadata().ok()?;
-        (file.is_absolute() && meta.is_file() && meta.permissions().mode() & 0o111 != 0).then_some(file)
-    });
-    found.ok_or_else(|| {
+    find("nft").ok_or_else(|| {
         let text = "the program nft was not found: install nftables (Debian: apt-get install nftables), or use --network none";
         Error::new(ErrorKind::Unavailable, text)
+    })
+}
+
+/// A system's program, if it is installed.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path).chain(SYSTEM.map(PathBuf::from));
+    candidates.find_map(|directory| {
+        let file = directory.join(name);
+        let meta = file.metadata().ok()?;
+        (file.is_absolute() && meta.is_file() && meta.permissions().mode() & 0o111 != 0).then_some(file)
     })
 }
 
@@ -142,3 +168,6 @@ fn text(file: &mut File) -> String {
     let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(SHOWN).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,38 @@ pub enum NetworkPolicy {
     Blocked,
 }
 
+impl NetworkPolicy {
+    /// Reads `open`, `blocked`, or networks with commas between them.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "open" => Ok(Self::Open),
+            "blocked" => Ok(Self::Blocked),
+            text => text.split(',').map(Subnet::parse).collect::<Result<_, _>>().map(Self::Only),
+        }
+    }
+}
+
+impl std::fmt::Display for NetworkPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Open => f.write_str("open"),
+            Self::Blocked => f.write_str("blocked"),
+            Self::Only(allowed) => {
+                let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+                f.write_str(&allowed.join(","))
+            }
+        }
+    }
+}
+
+impl std::str::FromStr for NetworkPolicy {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        Self::parse(text)
+    }
+}
+
 /// How fast a container may send and receive, in bytes per second. Absent is as fast as it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use beta9_supervisor::{Operation, OwnVolumes};
 use beta9_types::{
-    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, RestartPolicy, SignalNumber,
+    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, RestartPolicy,
+    SignalNumber,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -242,7 +243,8 @@ impl ContainerService for Server {
         &self,
         request: Request<api::UpdateRequest>,
     ) -> Result<Response<api::UpdateResponse>, Status> {
-        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart } = request.into_inner();
+        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart, network_policy } =
+            request.into_inner();
         let restart = match restart.as_str() {
             "" => None,
             text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
@@ -258,7 +260,14 @@ impl ContainerService for Server {
         }
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
-        self.worker.update(&container, change, restart).await?;
+        let is_all = change.is_empty() && restart.is_none();
+        if network_policy.is_empty() || !is_all {
+            self.worker.update(&container, change, restart).await?;
+        }
+        if !network_policy.is_empty() {
+            let policy = network_policy.parse::<NetworkPolicy>().map_err(Error::from)?;
+            self.worker.set_network_policy(&container, policy).await?;
+        }
         Ok(Response::new(api::UpdateResponse {}))
     }
 

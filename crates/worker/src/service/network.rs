@@ -1,6 +1,6 @@
 //! What a container is connected to: settled when it is created, shown while it runs.
 
-use beta9_network::{Connection, Joined};
+use beta9_network::{Connection, Joined, Nft};
 use beta9_supervisor::{ContainerDirectory, Record};
 use beta9_types::{
     ContainerRequest, NetworkDefault, NetworkMode, NetworkName, NetworkPlan, NetworkPolicy, RuntimeKind,
@@ -8,7 +8,7 @@ use beta9_types::{
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::service::Worker;
+use crate::service::{Worker, blocking};
 
 impl Worker {
     /// Settles the network of a request, and says what could not be had.
@@ -64,6 +64,25 @@ impl Worker {
         Ok((NetworkPlan { mode, settings, names }, warning))
     }
 
+    /// Changes whom a container may talk to: now, if it runs, and whenever it is started.
+    pub(super) async fn set_network_policy(&self, container: &str, policy: NetworkPolicy) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no network of this worker's to change: its network is {}",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        record.request.options.network.policy = policy.clone();
+        record.write(&directory)?;
+        let file = Connection::file_in(directory.path());
+        let changed = blocking(move || Connection::set_policy(&file, &Nft::new(None), policy)).await?;
+        changed.map_err(|e| Error::internal("change the container's rules", e))?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
     /// The network of another container, by its id.
     fn container_network(&self, runtime: RuntimeKind, other: &str) -> Result<NetworkMode> {
         let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, why));
@@ -84,6 +103,14 @@ impl Worker {
     }
 }
 
+/// Bytes that a container has received and sent over the bridge.
+pub(super) fn traffic(directory: &ContainerDirectory, record: &Record) -> Option<(u64, u64)> {
+    let is_bridged = record.network.mode == NetworkMode::Bridge;
+    let connection =
+        is_bridged.then(|| Connection::read(&Connection::file_in(directory.path())).ok().flatten());
+    connection.flatten()?.traffic()
+}
+
 /// A container's end of its network, while it has one.
 pub(super) fn end(directory: &ContainerDirectory, record: &Record) -> Option<api::NetworkEnd> {
     let file = Connection::file_in(directory.path());
@@ -97,11 +124,7 @@ pub(super) fn end(directory: &ContainerDirectory, record: &Record) -> Option<api
             (Joined::read(&file).ok().flatten()?.attachment, None)
         }
     };
-    let policy = connection.as_ref().map(|connection| match &connection.policy {
-        NetworkPolicy::Open => "open".to_owned(),
-        NetworkPolicy::Blocked => "blocked".to_owned(),
-        NetworkPolicy::Only(allowed) => allowed.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-    });
+    let policy = connection.as_ref().map(|connection| connection.policy.to_string());
     let ports = connection.iter().flat_map(|connection| &connection.ports);
     Some(api::NetworkEnd {
         namespace: attachment.namespace.to_string_lossy().into_owned(),

@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::stories;
 use crate::World;
+use crate::program::Invocation;
+use crate::site::Site;
 use crate::world::Container;
 use outside::{Outside, command};
 
@@ -29,15 +31,19 @@ stories![
     Full a_container_in_a_namespace_of_its_own_knows_its_name,
     Full a_blocked_container_reaches_nobody,
     Full a_container_reaches_only_what_it_is_allowed_to,
+    Full a_policy_changes_while_it_runs,
     Full the_clouds_metadata_is_out_of_reach,
     Full an_address_that_is_not_its_own_is_of_no_use,
     Full a_restarted_container_keeps_its_address_and_its_network,
     Full a_rate_is_kept_to_in_both_directions,
     Full many_containers_start_at_once,
+    Full a_firewall_that_drops_is_opened_and_closed_again,
 ];
 
 /// How long a packet may take that arrives.
 const ARRIVES: Duration = Duration::from_secs(20);
+/// How long somebody may take to ask whose machine boots first.
+const BOOTS: Duration = Duration::from_secs(120);
 /// How many seconds a story waits for a packet that must not arrive.
 const LOST: &str = "2";
 
@@ -65,7 +71,7 @@ fn addresses(container: &Container<'_, '_>) -> Result<(IpAddr, IpAddr)> {
 fn answer(listener: TcpListener) -> std::thread::JoinHandle<Result<SocketAddr>> {
     std::thread::spawn(move || {
         listener.set_nonblocking(true)?;
-        let end = Instant::now() + ARRIVES;
+        let end = Instant::now() + BOOTS;
         let (mut stream, from) = loop {
             match listener.accept() {
                 Ok(accepted) => break accepted,
@@ -189,6 +195,12 @@ fn containers_reach_each_other(world: &World<'_>) -> Result<()> {
     let (four, six) = addresses(&first)?;
     for to in [four, six] {
         nc(&second, to, 80)?.prints("first")?;
+    }
+    let stats = second.run(&["stats", "--no-stream", "--output", "json"])?.ends_with(0)?;
+    let stats: Value = serde_json::from_slice(&stats.stdout)?;
+    let stats = stats.get(0).unwrap_or(&stats);
+    for count in ["network_received_bytes", "network_sent_bytes"] {
+        ensure!(stats[count].as_u64().is_some_and(|bytes| bytes > 100), "{count} is too few in {stats:#}");
     }
     Ok(())
 }
@@ -389,14 +401,46 @@ fn a_container_reaches_only_what_it_is_allowed_to(world: &World<'_>) -> Result<(
     Ok(())
 }
 
+fn a_policy_changes_while_it_runs(world: &World<'_>) -> Result<()> {
+    let outside = Outside::make()?;
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let reaches = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        let end = Instant::now() + ARRIVES;
+        // A search for a neighbour that went wrong while nothing passed ends first.
+        while let Err(error) = nc(&container, address, port)?.ends_with(0) {
+            ensure!(Instant::now() < end, "{error:#}");
+        }
+        answering.join().expect("the thread ends").map(drop)
+    };
+    let is_lost = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        nc_is_lost(&container, address, listener.local_addr()?.port())
+    };
+    let change = |policy: &str| container.run(&["update", "--network-policy", policy])?.ends_with(0);
+    reaches(outside.four)?;
+    change("blocked")?;
+    is_lost(outside.four)?;
+    is_lost(outside.six)?;
+    change(&format!("{}/128,10.0.0.0/8", outside.six))?;
+    ensure!(end_of(&container)?["policy"].as_str().is_some_and(|policy| policy.ends_with(",10.0.0.0/8")));
+    reaches(outside.six)?;
+    is_lost(outside.four)?;
+    change("open")?;
+    reaches(outside.four)?;
+    Ok(())
+}
+
 fn the_clouds_metadata_is_out_of_reach(world: &World<'_>) -> Result<()> {
     let outside = Outside::make()?;
     outside.add_address("169.254.169.254/32")?;
     let metadata: IpAddr = "169.254.169.254".parse()?;
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
     let listener = outside.inside(move || Ok(TcpListener::bind((metadata, 0))?))?;
     let port = listener.local_addr()?.port();
     let _answering = answer(listener);
-    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
     nc_is_lost(&container, metadata, port)?;
     // It is there, for the host.
     ensure!(
@@ -498,5 +542,61 @@ fn many_containers_start_at_once(world: &World<'_>) -> Result<()> {
         ensure!(finished.out().contains("/20"), "no address\n{finished}");
         seen.push(finished.out());
     }
+    Ok(())
+}
+
+/// A worker whose host is a namespace of the story's, with Docker's and ufw's chains in it. This machine is the outside.
+fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>) -> Result<()> {
+    let host = Outside::make()?;
+    let net = format!("--net={}", host.path().display());
+    let inside = |words: &[&str]| command("nsenter", &[&[net.as_str()], words].concat());
+    for (program, chain) in [("iptables", "DOCKER-USER"), ("ip6tables", "ufw6-user-forward")] {
+        if std::process::Command::new(program).arg("--version").output().is_err() {
+            println!("skipped: a_firewall_that_drops_is_opened_and_closed_again: it needs {program}");
+            return Ok(());
+        }
+        inside(&[program, "-N", chain])?;
+        inside(&[program, "-A", "FORWARD", "-j", chain])?;
+        inside(&[program, "-P", "FORWARD", "DROP"])?;
+    }
+    let directory = world.directory()?;
+    let bridge = host.link().replace('o', "t");
+    let config = directory.join("worker.yaml");
+    let text = std::fs::read_to_string(world.site().config())?;
+    let network =
+        format!("  network:\n    bridge: {bridge}\n    ipv4: 10.213.0.0/24\n    ipv6: fd00:b9:ffff::/64\n");
+    std::fs::write(&config, text + &network)?;
+    let root = directory.join("root");
+    let worker = |words: &[&str]| {
+        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
+        let program = world.site().program().to_string_lossy();
+        let all = [&[net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
+        Invocation::new("nsenter", all).env("PATH", world.site().path())
+    };
+    let image = Site::requirements()?;
+    worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
+    let rules = || {
+        Ok::<_, anyhow::Error>(inside(&["iptables", "-S", "DOCKER-USER"])? + &inside(&["ip6tables", "-S"])?)
+    };
+    let before = rules()?;
+    for (address, own) in [(host.host_four, host.four), (host.host_six, host.six)] {
+        let listener = TcpListener::bind((address, 0))?;
+        let script = format!("nc -w 20 {address} {} </dev/null", listener.local_addr()?.port());
+        let answering = answer(listener);
+        let flags = ["run", "--rm", "--runtime", world.runtime().as_str(), "busybox", "sh", "-c", &script];
+        worker(&flags).finish()?.prints(&format!("you are {own}"))?;
+        answering.join().expect("the thread ends")?;
+    }
+    let opened = rules()?;
+    ensure!(opened.matches(&format!("--comment {bridge}")).count() == 4, "expected two pairs in\n{opened}");
+    // A worker that ends leaves nothing where no container is left.
+    let serving = worker(&["serve"]).spawn()?;
+    serving.stderr_shows("worker is serving")?;
+    serving.signal(rustix::process::Signal::TERM)?;
+    serving.finish()?.ends_with(0)?;
+    ensure!(rules()? == before, "the rules were\n{before}and are\n{}", rules()?);
+    let left = inside(&["nft", "list", "tables"])? + &inside(&["ip", "-oneline", "link"])?;
+    ensure!(!left.contains(&bridge), "something of the bridge is left: {left}");
+    let _ = std::fs::remove_dir_all(format!("/run/beta9/network/{bridge}"));
     Ok(())
 }

@@ -68,6 +68,11 @@ impl Outside {
         Ok(outside)
     }
 
+    /// The name of this host's end of the cable.
+    pub(super) fn link(&self) -> &str {
+        &self.link
+    }
+
     pub(super) fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
@@ -97,8 +102,13 @@ impl Outside {
     /// What there is: interfaces with their addresses, routes, queueing disciplines.
     pub(super) fn state(&self) -> Result<String> {
         let links = command("ip", &["-n", &self.name, "-oneline", "address", "show"])?;
-        let links: Vec<_> =
-            links.lines().map(|line| line.split("valid_lft").next().unwrap_or_default()).collect();
+        // What follows the scope changes by itself.
+        let plain = |line: &str| -> String {
+            let words = line.split_ascii_whitespace();
+            let words = words.take_while(|word| !matches!(*word, "tentative" | "nodad" | "\\"));
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let links: Vec<_> = links.lines().map(plain).collect();
         let mut routes = command("ip", &["-n", &self.name, "route", "show"])?;
         routes.push_str(&command("ip", &["-n", &self.name, "-6", "route", "show"])?);
         let disciplines =
