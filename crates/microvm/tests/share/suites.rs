@@ -243,8 +243,12 @@ fn pjdfstest_finds_what_is_known() {
     let output = Command::new(suite).arg("-c").arg(&config).arg("-p").arg(&directory).output().unwrap();
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    println!("{text}");
-    let failed: Vec<_> =
-        text.lines().filter(|line| line.contains("FAILED") || line.contains("failed")).collect();
-    assert!(output.status.success(), "{failed:#?}");
+    let of = |end: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.trim_end().ends_with(end));
+        lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    let is_known = |name: &String| name.ends_with("::block") || name.ends_with("::char");
+    let failed: Vec<_> = of(" FAILED").into_iter().filter(|name| !is_known(name)).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(of(" ok").len() > 250, "{} passed: {text}", of(" ok").len());
 }
