@@ -5,6 +5,7 @@
 mod client;
 mod engine;
 mod fallback;
+mod source;
 mod supervisor;
 mod traces;
 mod worker;
@@ -66,6 +67,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         ));
         all.push(on("a_supervisor_killed_while_running_is_reported", supervisor::is_killed_while_running));
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
+        all.push(on("a_mount_source_that_hangs_holds_up_nobody", source::hangs));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", engine::is_killed));
         }

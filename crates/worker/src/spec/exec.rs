@@ -4,10 +4,10 @@
 //! asked for; another user has the container's capabilities if it is root, and none if it is not.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use beta9_supervisor::{ContainerDirectory, Record};
-use beta9_types::User;
+use beta9_supervisor::{ContainerDirectory, Record, StateFile};
+use beta9_types::{RuntimeKind, User};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec, UserBuilder};
 
 use super::user::{self, Account};
@@ -35,9 +35,17 @@ pub(crate) fn exec_process(
     let path = directory.spec();
     let spec = Spec::load(&path).map_err(|e| Error::internal(format!("read {}", path.display()), e))?;
     let process = spec.process().clone().unwrap_or_default();
-    // The container may have got new users; a microVM's are on a disk that only its guest reads.
-    let upper = directory.path().join("upper");
-    build(process, choices, &[upper.as_path(), record.tree.as_path()])
+    build(process, choices, &[&own_files(directory, record), record.tree.as_path()])
+}
+
+/// Where the container's own files are, for it may have got new users. A microVM's are on a disk that only its guest reads,
+/// and a limited layer of gVisor's is mounted for its supervisor alone; there the image's users are known, and no others.
+fn own_files(directory: &ContainerDirectory, record: &Record) -> PathBuf {
+    let state = StateFile::read(directory).ok();
+    match (record.runtime, state.and_then(|state| state.state.pid())) {
+        (RuntimeKind::Runc, Some(pid)) => PathBuf::from(format!("/proc/{pid}/root")),
+        _ => directory.path().join("upper"),
+    }
 }
 
 fn build(mut process: Process, choices: ExecChoices, layers: &[&Path]) -> Result<Process> {
