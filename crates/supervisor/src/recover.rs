@@ -20,6 +20,9 @@ use crate::volumes::{OwnVolumes, remove_own};
 /// How long killed processes may take to leave their cgroup.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The same, of those that survived it once.
+const FORGET_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Whether the container in `directory` needs `supervise` to clean up after a supervisor that died.
 pub fn needs_recovery(directory: &ContainerDirectory) -> Result<bool> {
     let state = StateFile::read(directory)?;
@@ -93,6 +96,15 @@ pub fn forget(directory: &ContainerDirectory, record: &Record, own: OwnVolumes) 
         remove_own(root, record);
     }
     forget_vm(record);
+    // A process that waited for a file system may have held it past the container's end.
+    let group = cgroup(&record.id);
+    if !group.processes().is_empty() {
+        group.kill(FORGET_DEADLINE);
+    }
+    if let Err(error) = group.remove() {
+        tracing::error!(container = %record.id, error = chain(&error), "cgroup could not be removed");
+    }
+    Cgroup::at("beta9").remove_if_empty();
     // Somebody may have renamed it since the record was read.
     let current = Record::read(directory).ok().flatten();
     if let Some(name) = &current.as_ref().unwrap_or(record).request.name

@@ -9,7 +9,7 @@ use beta9_volume::Volumes;
 
 use crate::directory::ContainerDirectory;
 use crate::error::{Error, Result, chain};
-use crate::record::Record;
+use crate::record::{Record, StateFile};
 
 /// What happens to the volumes that were made for a container when its record goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +32,22 @@ pub fn volumes_in_use(root: &Path) -> Result<HashMap<VolumeName, Vec<ContainerId
     for entry in entries {
         let name = entry.map_err(|e| Error::file("list", &all, e))?.file_name();
         let Some(id) = name.to_str().and_then(|name| ContainerId::parse(name).ok()) else { continue };
-        let Some(record) = Record::read(&ContainerDirectory::of(root, &id))? else { continue };
+        let directory = ContainerDirectory::of(root, &id);
+        let Some(record) = Record::read(&directory)? else { continue };
+        if record.request.auto_remove && is_over(&directory)? {
+            // It is on its way out, and nothing starts it again.
+            continue;
+        }
         for volume in record.request.mounts.into_iter().filter_map(|mount| mount.volume) {
             used.entry(volume.name).or_default().push(id.clone());
         }
     }
     Ok(used)
+}
+
+fn is_over(directory: &ContainerDirectory) -> Result<bool> {
+    let state = StateFile::read(directory)?;
+    Ok(state.cleaned && state.state.exit().is_some())
 }
 
 /// Removes the volumes that were made for a container and that no other has.

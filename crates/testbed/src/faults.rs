@@ -10,6 +10,7 @@ mod floods;
 mod initramfs;
 mod kernel;
 mod missing_kernel;
+mod source;
 mod supervisor;
 mod traces;
 mod vmm;
@@ -86,6 +87,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         ));
         all.push(on("a_supervisor_killed_while_running_is_reported", supervisor::is_killed_while_running));
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
+        all.push(on("a_mount_source_that_hangs_holds_up_nobody", source::hangs));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", vmm::is_killed));
             all.push(on("a_vmm_sees_nothing_of_the_host", confined::sees_nothing));

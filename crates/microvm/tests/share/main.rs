@@ -6,6 +6,7 @@
 
 mod guest;
 mod hostile;
+mod suites;
 
 use std::io::Write;
 use std::path::Path;

@@ -20,7 +20,8 @@ stories![
     Full a_mount_below_a_mount,
     Full large_files_cross_a_mount_whole,
     Full mounts_are_asked_for_by_keys,
-    Full what_a_mount_does_not_honour,
+    Full programs_of_a_mount_run_or_not,
+    Full set_user_id_in_a_mount_counts_or_not,
     Full read_only_is_so_all_the_way_down,
     Full two_mounts_at_one_place_are_refused,
     Full propagation_is_refused_where_there_is_none,
@@ -120,22 +121,25 @@ fn mounts_are_asked_for_by_keys(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn what_a_mount_does_not_honour(world: &World<'_>) -> Result<()> {
+fn programs_of_a_mount_run_or_not(world: &World<'_>) -> Result<()> {
     let directory = world.directory()?;
-    let script = "cp /bin/busybox /data/busybox && chmod 755 /data/busybox
-        cp /bin/busybox /data/su && chown 0:0 /data/su && chmod 4755 /data/su";
-    world.run(&["-v", &format!("{}:/data", directory.display())], &["sh", "-c", script])?.ends_with(0)?;
-    let run = |option: &str, script: &str| {
-        world.run(
-            &["-u", "app", "-v", &format!("{}:/data{option}", directory.display())],
-            &["sh", "-c", script],
-        )
-    };
+    let script = "cp /bin/busybox /data/busybox && chmod 755 /data/busybox && /data/busybox echo runs";
+    let volume = format!("{}:/data", directory.display());
+    world.run(&["-v", &volume], &["sh", "-c", script])?.prints("runs")?;
+    let script = "/data/busybox echo runs 2>&1 | grep -c 'Permission denied'";
+    world.run(&["-v", &format!("{volume}:noexec")], &["sh", "-c", script])?.prints("1")?;
+    Ok(())
+}
+
+fn set_user_id_in_a_mount_counts_or_not(world: &World<'_>) -> Result<()> {
+    let directory = world.directory()?;
+    let volume = format!("{}:/data", directory.display());
+    let script = "cp /bin/busybox /data/su && chown 0:0 /data/su && chmod 4755 /data/su";
+    world.run(&["-v", &volume], &["sh", "-c", script])?.ends_with(0)?;
     // busybox's own words for one that does not run as root.
-    let su = "/data/busybox echo runs; /data/su -c true 2>&1 </dev/null | grep -c 'must be suid'; true";
-    run("", su)?.prints("runs\n0")?;
-    run(":nosuid", su)?.prints("runs\n1")?;
-    run(":noexec", "/data/busybox echo runs 2>&1 | grep -c 'Permission denied'")?.prints("1")?;
+    let script = "/data/su -c true 2>&1 </dev/null | grep -c 'must be suid'; true";
+    world.run(&["-u", "app", "-v", &volume], &["sh", "-c", script])?.prints("0")?;
+    world.run(&["-u", "app", "-v", &format!("{volume}:nosuid")], &["sh", "-c", script])?.prints("1")?;
     Ok(())
 }
 
@@ -216,17 +220,18 @@ fn propagation_is_refused_where_there_is_none(world: &World<'_>) -> Result<()> {
 
 fn a_group_beside_the_users_own_may_write(world: &World<'_>) -> Result<()> {
     let directory = world.directory()?;
-    chown(&directory, Some(0), Some(2000))?;
+    // Of which nobody in the image is.
+    chown(&directory, Some(0), Some(2222))?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o2770))?;
     let volume = format!("{}:/data", directory.display());
     let script =
         "echo x > /data/file && mkdir /data/sub && ln -s file /data/link && mkfifo /data/pipe && echo made";
     let flags = ["-u", "app", "-v", &volume];
     world.run(&flags, &["sh", "-c", script])?.complains_of(&["Permission denied"])?;
-    world.run(&[&flags[..], &["--group-add", "2000"]].concat(), &["sh", "-c", script])?.prints("made")?;
+    world.run(&[&flags[..], &["--group-add", "2222"]].concat(), &["sh", "-c", script])?.prints("made")?;
     for name in ["file", "sub", "link", "pipe"] {
         let meta = fs::symlink_metadata(directory.join(name))?;
-        ensure!((meta.uid(), meta.gid()) == (1000, 2000), "{name} belongs to {}:{}", meta.uid(), meta.gid());
+        ensure!((meta.uid(), meta.gid()) == (1000, 2222), "{name} belongs to {}:{}", meta.uid(), meta.gid());
     }
     Ok(())
 }

@@ -173,7 +173,7 @@ fn an_image_says_what_its_volumes_are(world: &World<'_>) -> Result<()> {
     let directory = world.directory()?;
     run(&["-v", &format!("{}:/home/", directory.display())], "ls /home; touch /home/here")?.prints("")?;
     ensure!(directory.join("here").exists(), "the image's volume hides the caller's mount");
-    run(&["--tmpfs", "/home"], "ls /home; grep -c 'tmpfs /home ' /proc/mounts")?.prints("1")?;
+    run(&["--tmpfs", "/home"], "ls /home; grep -c ' /home tmpfs ' /proc/mounts")?.prints("1")?;
     let outcome = run(&["-v", "/home/../etc"], "true")?.ends_with(125)?.complains_of(&["/home/../etc"]);
     world.worker(&["image", "rm", &image])?.ends_with(0)?;
     outcome.map(drop)

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ const OUT_HEADER: usize = 16;
 
 /// Every file that this kernel knows costs the host's file server a descriptor and memory. So when there are many, it is
 /// told to forget those that nobody uses; how many there are is looked at once in so many requests.
-const MOST_FILES: u64 = 32_768;
-const FORGET_EVERY: u32 = 8192;
+const MOST_FILES: u64 = 16_384;
+const FORGET_EVERY: u32 = 512;
 
 /// The mounted share of one container. Dropping it unmounts it and ends the relay.
 pub(super) struct Share {
@@ -55,7 +56,6 @@ impl Share {
         let data = std::ffi::CString::new(data).context(|| "mount options")?;
         mount("beta9", &path, "fuse", MountFlags::NODEV, data.as_c_str()).context(|| "mount the share")?;
         let share = Self { path };
-        share.read_ahead();
 
         let (device_too, host_too) = (
             device.try_clone().context(|| "keep /dev/fuse")?,
@@ -63,6 +63,8 @@ impl Share {
         );
         spawn("share-requests", move || requests(device, host))?;
         spawn("share-replies", move || replies(host_too, device_too))?;
+        // Not before: what is asked of the mount is answered by these.
+        share.read_ahead();
         Ok(share)
     }
 
@@ -114,8 +116,19 @@ fn requests(mut device: File, mut host: File) {
     let mut passed = 0u32;
     loop {
         passed = passed.wrapping_add(1);
-        if passed.is_multiple_of(FORGET_EVERY) {
-            forget_files();
+        if passed.is_multiple_of(FORGET_EVERY)
+            && knows_many_files()
+            && !FORGETTING.swap(true, Ordering::Relaxed)
+        {
+            // A thread of its own: forgetting may take an answer of the host's, which comes for what this one sends.
+            let forgetting = spawn("share-forget", || {
+                const NAMES_AND_FILES: &str = "2";
+                let _ = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_FILES);
+                FORGETTING.store(false, Ordering::Relaxed);
+            });
+            if forgetting.is_err() {
+                FORGETTING.store(false, Ordering::Relaxed);
+            }
         }
         let mut ready = [
             PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN),
@@ -141,14 +154,13 @@ fn requests(mut device: File, mut host: File) {
     let _ = rustix::net::shutdown(&host, Shutdown::Both);
 }
 
-/// Drops names and files that nobody uses from the kernel's caches, if there are many (Documentation/admin-guide/sysctl).
-fn forget_files() {
+/// Whether caches are being dropped (Documentation/admin-guide/sysctl/vm.rst).
+static FORGETTING: AtomicBool = AtomicBool::new(false);
+
+fn knows_many_files() -> bool {
     let count = fs::read_to_string("/proc/sys/fs/inode-nr").ok();
     let count = count.as_deref().and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-    if count.is_some_and(|count| count > MOST_FILES) {
-        const NAMES_AND_FILES: &str = "2";
-        let _ = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_FILES);
-    }
+    count.is_some_and(|count| count > MOST_FILES)
 }
 
 /// Passes the host's replies on until either side is gone or the host breaks the protocol.
