@@ -22,7 +22,9 @@ fn run(site: &Site, runtime: RuntimeKind) -> Result<Finished> {
 
 /// A site of a scratch directory's own, with one setting.
 fn with(runtime: RuntimeKind, what: &str, value: &str) -> Result<Site> {
-    Site::with_settings("", &format!("{}: {value}", key(runtime, what)))
+    // With a KVM that boots nothing every trial would be made twice.
+    let accel = if runtime == RuntimeKind::Qemu { "\nqemu_accel: tcg" } else { "" };
+    Site::with_settings("", &format!("{}: {value}{accel}", key(runtime, what)))
 }
 
 /// A file's name, what is in it, and what is said of it.
