@@ -6,6 +6,7 @@ mod client;
 mod engine;
 mod events;
 mod fallback;
+mod lender;
 mod supervisor;
 mod traces;
 mod worker;
@@ -70,6 +71,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", engine::is_killed));
+            all.push(on("a_copy_of_one_that_is_over_may_be_killed", lender::is_killed));
         }
     }
     all
