@@ -16,7 +16,7 @@ use crate::project::Project;
 use crate::{guest, real_images, setup};
 
 /// How long the stories may take in the nested machine, where everything is emulated.
-const NESTED_SECONDS: u32 = 3600;
+const NESTED_SECONDS: u32 = 7200;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
