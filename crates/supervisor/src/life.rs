@@ -453,8 +453,7 @@ pub(crate) async fn create(
     let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
     // Neither needs the other.
     let preparing = async {
-        let rootfs =
-            tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper)).await;
+        let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper)).await;
         marks.reach(Phase::RootfsReady);
         rootfs
     };

@@ -9,6 +9,7 @@ mod fallback;
 mod floods;
 mod initramfs;
 mod kernel;
+mod lender;
 mod missing_kernel;
 mod source;
 mod supervisor;
@@ -90,6 +91,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         all.push(on("a_mount_source_that_hangs_holds_up_nobody", source::hangs));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", vmm::is_killed));
+            all.push(on("a_copy_of_one_that_is_over_may_be_killed", lender::is_killed));
             all.push(on("a_vmm_sees_nothing_of_the_host", confined::sees_nothing));
             all.push(on("kernels_that_are_none_are_told_apart", kernel::is_none));
             all.push(on("a_missing_kernel_is_installed_and_boots", missing_kernel::is_missing));

@@ -47,16 +47,17 @@ pub(super) fn are_told(runtime: RuntimeKind) -> Result<()> {
         container.run(&["pause"])?.ends_with(0)?;
         container.run(&["unpause"])?.ends_with(0)?;
         shows(&[&format!("pause {name} "), &format!("unpause {name} ")])?;
-        container.run(&["stop", "-t", "0", "-s", "USR1"])?.ends_with(0)?;
+        container.run(&["stop", "-s", "KILL"])?.ends_with(0)?;
         shows(&[&format!("stop {name} "), &format!("die {name} "), "\"exit_code\":\"137\""])?;
         container.run(&["rm"])?.ends_with(0)?;
         shows(&[&format!("destroy {name} ")])?;
         drop(told);
 
         let memory = listen("event=oom")?;
-        world.run(&["-m", "64m", "--name", "hungry"], &["sh", "-c", HOG])?.ends_with(137)?;
-        memory.stdout_shows("oom hungry ")?;
-        drop(memory);
+        let (hungry, finished) = world.run_kept(&["-m", "64m"], &["sh", "-c", HOG])?;
+        finished.ends_with(137)?;
+        memory.stdout_shows(&format!("oom {} ", hungry.name))?;
+        drop((memory, hungry));
 
         let archive = world.directory()?.join("image.tar").to_string_lossy().into_owned();
         for words in [

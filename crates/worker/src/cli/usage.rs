@@ -32,6 +32,9 @@ pub(super) fn failure(error: &clap::Error, words: &[impl AsRef<OsStr>]) -> Failu
             let flag = text(ContextKind::InvalidArg).unwrap_or_default();
             match instead_of_flag(&command_of(words), flag) {
                 Some(instead) => format!("{flag} is not supported: {instead}"),
+                None if !flag.starts_with('-') => {
+                    format!("{flag:?} is one word too many: the command takes no more; see --help")
+                }
                 None => format!(
                     "unknown flag {flag}: {}",
                     meant(ContextKind::SuggestedArg).unwrap_or_else(|| "see --help".to_owned())
@@ -118,6 +121,7 @@ mod tests {
         assert!(said(&["rm", "-l", "x"]).contains("-l is not supported: containers are not linked"));
         assert!(said(&["images"]).contains("images is not supported: use `image ls`"));
         assert!(said(&["image", "rmi"]).contains("unknown command rmi"));
+        assert!(said(&["image", "ls", "busybox"]).contains("one word too many"));
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Worker {
         let pull = Pull { reference, platform, plain_http, credentials, mirror_credentials };
         let image = registries.pull(&self.store, pull, watch).await.map_err(registry_error)?;
         tracing::info!(image = %image.reference, digest = %image.digest, "image pulled");
-        self.tell_of_image("pull", &image.reference.to_string(), &[("digest", image.digest.to_string())]);
+        self.tell_of_image("pull", image.reference.as_ref(), &[("digest", image.digest.to_string())]);
         self.keep_image_limit(image.digest.clone()).await;
         Ok(image)
     }
@@ -132,7 +132,7 @@ impl Worker {
         let pushed = self.registries().push(&self.store, &image, push, watch).await;
         let digest = pushed.map_err(registry_error)?;
         tracing::info!(image = %destination, %digest, "image pushed");
-        self.tell_of_image("push", &destination.to_string(), &[("digest", digest.to_string())]);
+        self.tell_of_image("push", destination.as_ref(), &[("digest", digest.to_string())]);
         Ok(api::PushedImage { reference: destination.to_string(), digest: digest.to_string() })
     }
 
@@ -203,10 +203,10 @@ impl Worker {
         });
         let removed = removed.await?.map_err(image_error)?;
         for reference in &removed.references {
-            self.tell_of_image("untag", &reference.to_string(), &[]);
+            self.tell_of_image("untag", reference.as_ref(), &[]);
         }
         if let Some(digest) = &removed.content {
-            self.tell_of_image("delete", &digest.to_string(), &[]);
+            self.tell_of_image("delete", digest.as_ref(), &[]);
         }
         Ok(removed)
     }

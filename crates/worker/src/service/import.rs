@@ -88,7 +88,7 @@ impl Worker {
         let store = self.store.clone();
         let image = blocking(move || store.get(&reference)).await?.map_err(image_error)?;
         let digest = [("digest", image.digest.to_string())];
-        self.tell_of_image("import", &image.reference.to_string(), &digest);
+        self.tell_of_image("import", image.reference.as_ref(), &digest);
         self.keep_image_limit(image.digest.clone()).await;
         Ok(image)
     }

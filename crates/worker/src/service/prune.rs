@@ -45,7 +45,7 @@ impl Worker {
 
     fn tell_of_pruned(&self, pruned: &Pruned) {
         for image in &pruned.images {
-            self.tell_of_image("delete", &image.to_string(), &[]);
+            self.tell_of_image("delete", image.as_ref(), &[]);
         }
     }
 }
