@@ -146,7 +146,7 @@ fn network(setup: &Setup) -> Check {
             Err(error) => Err(chain(&error)),
         }
     });
-    Check { name: "network".to_owned(), result }
+    Check::new("network", result)
 }
 
 fn kvm() -> Check {
