@@ -188,7 +188,6 @@ fn every_key_is_read_in_both_spellings() {
         jail_uids: "20000-29999".parse().unwrap(),
         disk_mib_per_second: 100,
         disk_operations_per_second: 2000,
-        storage_size: None,
     };
     assert_eq!(pool.settings, expected);
     assert_eq!(pool.setting_source("qemu_cpus"), Source::PoolKey { line: 28 });
