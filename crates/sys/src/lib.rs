@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod loop_device;
 pub mod machine;
 pub mod namespaces;
 pub mod netlink;

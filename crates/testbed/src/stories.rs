@@ -9,6 +9,7 @@ mod copies;
 mod exec;
 mod exit;
 mod files;
+mod flags;
 mod images;
 mod lifecycle;
 mod limits;
@@ -19,8 +20,10 @@ mod operate;
 mod options;
 mod process;
 mod security;
+mod storage;
 mod streams;
 mod terminal;
+mod volumes;
 
 use crate::World;
 
@@ -57,6 +60,8 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         images::STORIES,
         mounts::STORIES,
         network::STORIES,
+        volumes::STORIES,
+        storage::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
         operate::STORIES,
@@ -65,6 +70,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         options::STORIES,
         again::STORIES,
         commands::STORIES,
+        flags::STORIES,
     ]
     .into_iter()
     .flatten()
@@ -94,6 +100,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=45).contains(&core), "{core} core stories");
+        assert!((15..=48).contains(&core), "{core} core stories");
     }
 }

@@ -84,8 +84,14 @@ pub enum Phase {
     NetworkReady,
     /// The engine process runs (microVMs).
     EngineStarted,
+    /// The guest's kernel began to count time (microVMs).
+    GuestKernel,
+    /// The guest's kernel has booted and executed its init (microVMs).
+    GuestInit,
     /// The guest's PID 1 has dialled the host (microVMs).
     GuestReady,
+    /// The container's root file system is mounted in the guest (microVMs).
+    GuestMounted,
     /// The runtime has prepared the container and not yet executed its process.
     Created,
     /// The container's process runs.
@@ -105,7 +111,10 @@ impl Phase {
             Self::RootfsReady => "rootfs_ready",
             Self::NetworkReady => "network_ready",
             Self::EngineStarted => "engine_started",
+            Self::GuestKernel => "guest_kernel",
+            Self::GuestInit => "guest_init",
             Self::GuestReady => "guest_ready",
+            Self::GuestMounted => "guest_mounted",
             Self::Created => "created",
             Self::Running => "running",
             Self::Exited => "exited",

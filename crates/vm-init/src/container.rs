@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use beta9_sys::reaper::ChildExit;
 use beta9_types::{ContainerId, ExecId, TerminalSize};
-use beta9_wire::{ContainerSpec, FromGuest, GuestExit, MountSource, RootDisk};
+use beta9_wire::{ContainerSpec, FromGuest, GuestExit, GuestMoment, MountSource, RootDisk};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::container::disks::Disks;
@@ -30,6 +30,7 @@ use crate::container::streams::{Streams, Whose};
 use crate::failure::{Failure, Result};
 use crate::machine::Machine;
 use crate::stage::{Orders, Stage, set_size};
+use crate::timeline::Point;
 use crate::{boot, network, report};
 
 pub(crate) use crate::container::exec::{ExecOrder, fail as fail_exec};
@@ -120,6 +121,7 @@ impl Container {
         }
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
         let disks = Disks::mount(&place, &root, &machine.modules)?;
+        let mounted = Point::now();
         let group = Group::create(&id, &spec.resources)?;
         let shared = |mount: &beta9_wire::GuestMount| {
             matches!(mount.source, MountSource::SharedDirectory(_) | MountSource::SharedFile(..))
@@ -154,6 +156,8 @@ impl Container {
         });
         match shown {
             Ok((stage, terminal)) => {
+                let marks = vec![mounted.mark(GuestMoment::Mounted)];
+                machine.reports.send(&FromGuest::Reached { container: id, marks });
                 let execs = Execs::default();
                 Ok(Self { stage, terminal, execs, seccomp, streams, group, share, _disks: disks })
             }

@@ -25,6 +25,7 @@ mod network;
 mod operate;
 mod report;
 mod stage;
+mod timeline;
 
 use std::process::ExitCode;
 

@@ -35,7 +35,9 @@ mod stream;
 
 pub use codec::{Error, Frame, FrameHeader, FrameKind, HEADER_LEN, MAX_BODY, MAX_DATA, decode, encode};
 pub use codec::{read_frame, write_data, write_message};
-pub use control::{FromGuest, GuestExit, RootDisk, StartFailure, ToGuest, WritableLayer};
+pub use control::{
+    FromGuest, GuestExit, GuestMark, GuestMoment, RootDisk, StartFailure, ToGuest, WritableLayer,
+};
 pub use operate::{CopyOpen, Operation, OperationFailure, Outcome};
 pub use process::{
     Capabilities, ContainerSpec, GuestDevice, GuestMount, GuestNetwork, GuestRoute, Identity, MountSource,

@@ -231,6 +231,9 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
             Step::Ready(kind) => {
                 if let Some(working) = &working {
                     messages::initialized(kind, &shown(&pool.settings, &working.settings));
+                    for warning in &working.warnings {
+                        messages::warned(&pool.name, kind, warning);
+                    }
                 }
                 return Decision { selection, working };
             }
@@ -291,6 +294,7 @@ impl Decision {
                 cdi: working.capabilities.cdi,
             }),
             detail: self.working.as_ref().map(|working| working.detail.clone()).unwrap_or_default(),
+            warnings: self.working.as_ref().map(|working| working.warnings.clone()).unwrap_or_default(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod process;
 mod refusals;
 mod resources;
 mod seccomp;
+pub(crate) use seccomp::system_call_number;
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 pub(crate) use process::translate as translate_process;
 pub(crate) use refusals::{refuse_unsupported, refuse_unsupported_process};
-pub(crate) use resources::{cpu_limit, memory_limit};
+pub(crate) use resources::{cpu_limit, cpu_set, memory_limit};
 
 /// What tells that the container asked for an init.
 const INIT_ANNOTATION: &str = "dev.beta9.init";
@@ -35,6 +36,11 @@ pub(crate) enum Stdin {
     Closed,
     /// It is a stream.
     Open,
+}
+
+/// The number of a system call; `None` where this architecture has none of that name.
+pub(crate) fn call_number(name: &str) -> Option<i64> {
+    seccomp::numbers::number(name)
 }
 
 /// Translates a spec that [`refuse_unsupported`] let pass. Bind mounts must be among `binds`, whose positions are

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::RuntimeKind;
+use beta9_types::{RuntimeKind, RuntimeSettings};
 use clap::Args;
 use serde_json::json;
 
@@ -23,6 +23,35 @@ pub(super) struct DoctorArgs {
 struct Check {
     name: String,
     result: Result<String, String>,
+    severity: Severity,
+}
+
+/// What it means when a check's result is an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    /// Something does not work.
+    Failure,
+    /// It works, and should not be left as it is.
+    Warning,
+}
+
+impl Check {
+    fn new(name: impl Into<String>, result: Result<String, String>) -> Self {
+        Self { name: name.into(), result, severity: Severity::Failure }
+    }
+
+    /// Whether nothing is broken.
+    fn passes(&self) -> bool {
+        self.result.is_ok() || self.severity == Severity::Warning
+    }
+
+    fn word(&self) -> &'static str {
+        match (&self.result, self.severity) {
+            (Ok(_), _) => "ok",
+            (Err(_), Severity::Failure) => "no",
+            (Err(_), Severity::Warning) => "warning",
+        }
+    }
 }
 
 /// Exits 0 when at least one runtime works.
@@ -38,25 +67,20 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
         let tried = runtimes::create(&setup.root, kind, &settings).await;
         works |= tried.is_ok();
         let result = tried.map(|working| working.detail).map_err(|e| chain(&e));
-        checks.push(Check { name: format!("runtime {kind}"), result });
+        checks.push(Check::new(format!("runtime {kind}"), result));
     }
+    checks.push(jailer(&settings).await);
     if args.output == OutputFormat::Json {
         let check = |check: &Check| {
-            let (ok, text) = match &check.result {
-                Ok(text) => (true, text),
-                Err(text) => (false, text),
-            };
-            json!({ "check": check.name, "ok": ok, "detail": text })
+            let (Ok(text) | Err(text)) = &check.result;
+            json!({ "check": check.name, "ok": check.passes(), "result": check.word(), "detail": text })
         };
         terminal::json(&checks.iter().map(check).collect::<Vec<_>>())?;
     } else {
         let mut table = table::new(["CHECK", "RESULT", "DETAIL"]);
-        for Check { name, result } in &checks {
-            let (word, text) = match result {
-                Ok(text) => ("ok", text),
-                Err(text) => ("no", text),
-            };
-            table.add_row([name, word, text]);
+        for check in &checks {
+            let (Ok(text) | Err(text)) = &check.result;
+            table.add_row([check.name.as_str(), check.word(), text]);
         }
         terminal::line(&table.trim_fmt())?;
     }
@@ -69,7 +93,7 @@ fn root_user() -> Check {
     } else {
         Err("not root: mounts, namespaces and cgroups need it; use sudo".to_owned())
     };
-    Check { name: "privileges".to_owned(), result }
+    Check::new("privileges", result)
 }
 
 /// Overlay mounts need an upper layer that is not itself an overlay.
@@ -87,7 +111,7 @@ fn state_directory(setup: &Setup) -> Check {
         }
         Err(e) => Err(format!("{}: {}", setup.root.display(), std::io::Error::from(e))),
     };
-    Check { name: "state directory".to_owned(), result }
+    Check::new("state directory", result)
 }
 
 fn cgroups() -> Check {
@@ -99,7 +123,7 @@ fn cgroups() -> Check {
     } else {
         Err("no cgroup hierarchy with a memory controller is mounted at /sys/fs/cgroup".to_owned())
     };
-    Check { name: "cgroups".to_owned(), result }
+    Check::new("cgroups", result)
 }
 
 /// Whether containers can have a bridge, and whether another firewall keeps them from the rest of the world.
@@ -122,7 +146,7 @@ fn network(setup: &Setup) -> Check {
             Err(error) => Err(chain(&error)),
         }
     });
-    Check { name: "network".to_owned(), result }
+    Check::new("network", result)
 }
 
 fn kvm() -> Check {
@@ -130,5 +154,20 @@ fn kvm() -> Check {
         Ok(_) => Ok("/dev/kvm opens; whether it boots a kernel is tried below".to_owned()),
         Err(e) => Err(format!("/dev/kvm: {e}; Firecracker needs it, QEMU emulates instead")),
     };
-    Check { name: "kvm".to_owned(), result }
+    Check::new("kvm", result)
+}
+
+/// What stands around Firecracker, whether or not it works here.
+async fn jailer(settings: &RuntimeSettings) -> Check {
+    let result = match beta9_microvm::find_jailer(settings) {
+        Ok(jailer) => match runtimes::version(&jailer).await {
+            Ok(version) => match beta9_microvm::jailer_flaws(&version) {
+                None => Ok(format!("{version}, {}", jailer.display())),
+                Some(flaws) => Err(flaws),
+            },
+            Err(error) => Err(chain(&error)),
+        },
+        Err(reason) => Err(format!("firecracker would run as root and without a jail: {reason}")),
+    };
+    Check { severity: Severity::Warning, ..Check::new("jailer", result) }
 }

@@ -19,7 +19,7 @@ pub(super) struct PortArgs {
 }
 
 pub(super) async fn run(client: &mut Client, args: PortArgs) -> Outcome {
-    let request = api::InspectRequest { container: args.container };
+    let request = api::InspectRequest { container: args.container, sizes: false };
     let container = client.containers.inspect(request).await?.into_inner().container.unwrap_or_default();
     let ports = container.network_end.map(|end| end.ports).unwrap_or_default();
     let Some(wanted) = args.port else {

@@ -3,7 +3,7 @@
 use beta9_types::{
     ContainerOptions, FileOptions, LifeOptions, LimitOptions, MemoryBytes, MemorySwap, NameOptions,
     NetworkMode, NetworkOptions, NetworkPolicy, ParseError, ProcessOptions, RateLimits, RestartPolicy,
-    SignalNumber, Throttle, ThrottleKind,
+    SignalNumber, StorageOptions, Throttle, ThrottleKind,
 };
 
 use crate::api;
@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Longest label, and longest seccomp profile.
 const MAX_LABEL: usize = 64 << 10;
 const MAX_PROFILE: usize = 1 << 20;
+/// Most mounts of one container.
+const MAX_MOUNTS: usize = 256;
 
 /// Takes the options out of `message` and checks each by its own rule and by those that go with it.
 pub(super) fn options(message: &mut api::CreateRequest) -> Result<ContainerOptions> {
@@ -108,13 +110,22 @@ fn throttle(throttle: &api::Throttle) -> Result<Throttle> {
     Ok(Throttle::parse(kind, &throttle.limit)?)
 }
 
-fn files(message: &api::CreateRequest) -> Result<FileOptions> {
+fn files(message: &mut api::CreateRequest) -> Result<FileOptions> {
     let shm_bytes = match message.shm_bytes {
         0 => None,
         bytes if bytes <= i64::MAX as u64 => Some(bytes),
         bytes => return Err(invalid(format!("invalid size of /dev/shm {bytes}: use a smaller one"))),
     };
+    let mut storage = StorageOptions::default();
+    message.storage_options.iter().try_for_each(|option| storage.take(option))?;
+    let mounts = std::mem::take(&mut message.mounts);
+    if mounts.len() > MAX_MOUNTS {
+        return Err(invalid(format!("more than {MAX_MOUNTS} mounts: use fewer")));
+    }
     Ok(FileOptions {
+        mounts: mounts.into_iter().map(crate::mounts::request).collect::<Result<_>>()?,
+        volumes_from: parsed(&message.volumes_from)?,
+        storage,
         read_only: message.read_only,
         tmpfs: parsed(&message.tmpfs)?,
         shm_bytes,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{BindMount, ContainerRequest, MountAccess, NetworkMode, TmpfsMount};
+use beta9_types::{BindMount, ContainerRequest, MountAccess, NetworkMode, RuntimeKind, TmpfsMount};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
@@ -144,17 +144,15 @@ pub(super) fn mounts(
     request: &ContainerRequest,
     generated: &[GeneratedFile],
     directory: &Path,
+    runtime: RuntimeKind,
 ) -> Built<Vec<Mount>> {
     let mut mounts = Vec::new();
     for file in generated {
-        mounts.push(bind(file.path(directory), file.target, "rw")?);
+        mounts.push(bind(file.path(directory), file.target, vec!["rprivate", "rw"])?);
     }
-    for BindMount { source, target, access } in &request.mounts {
-        let access = match access {
-            MountAccess::ReadOnly => "ro",
-            MountAccess::ReadWrite => "rw",
-        };
-        mounts.push(bind(source.clone(), target, access)?);
+    for wanted in &request.mounts {
+        let options = options(wanted, runtime);
+        mounts.push(bind(wanted.source.clone(), &wanted.target, options)?);
     }
     for wanted in &request.options.files.tmpfs {
         mounts.push(tmpfs(wanted)?);
@@ -179,13 +177,19 @@ fn tmpfs(wanted: &TmpfsMount) -> Built<Mount> {
     mount(wanted.target(), "tmpfs", "tmpfs", &options)
 }
 
-fn bind(source: PathBuf, target: impl Into<PathBuf>, access: &str) -> Built<Mount> {
-    MountBuilder::default()
-        .destination(target)
-        .typ("bind")
-        .source(source)
-        .options(vec!["rbind".to_owned(), "rprivate".to_owned(), access.to_owned()])
-        .build()
+fn options(mount: &BindMount, runtime: RuntimeKind) -> Vec<&'static str> {
+    let access = match mount.access {
+        // What is mounted below it on the host would stay writable with `ro`; the others see one mount there.
+        MountAccess::ReadOnly if runtime == RuntimeKind::Runc => "rro",
+        MountAccess::ReadOnly => "ro",
+        MountAccess::ReadWrite => "rw",
+    };
+    [mount.propagation.as_str(), access].into_iter().chain(mount.limits.options()).collect()
+}
+
+fn bind(source: PathBuf, target: impl Into<PathBuf>, options: Vec<&str>) -> Built<Mount> {
+    let options = std::iter::once("rbind").chain(options).map(str::to_owned).collect::<Vec<_>>();
+    MountBuilder::default().destination(target).typ("bind").source(source).options(options).build()
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Built<Mount> {
