@@ -13,11 +13,15 @@ use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
 use beta9_wire::{RootDisk, WritableLayer};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use crate::OwnProgram;
 use crate::container::{MicrovmContainer, end_processes};
 use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
-use crate::engine::{Console, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove};
-use crate::guest_spec::{Stdin, refuse_unsupported, translate};
+use crate::engine::{
+    Console, DiskLimit, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
+};
+use crate::guest_spec::{Stdin, refuse_unsupported, translate, translate_network};
+use crate::place::{compete, place};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
 use crate::sizing::VmSize;
@@ -26,6 +30,8 @@ use crate::sizing::VmSize;
 const MAX_TASKS: u64 = 512;
 /// Memory of a file server, and of what the host's kernel keeps for the files that a guest knows.
 const SHARE_MIB: u32 = 160;
+/// Microseconds that processor time is dealt out in.
+const CPU_PERIOD: u64 = 100_000;
 
 /// What these runtimes can do.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -43,6 +49,7 @@ pub struct Microvm {
     reaper: Reaper,
     engine: Box<dyn Engine>,
     share: ShareProgram,
+    this: OwnProgram,
 }
 
 impl Microvm {
@@ -58,7 +65,14 @@ impl Microvm {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{kind} does not run microVMs")));
             }
         };
-        Ok(Self { kind, settings: settings.clone(), reaper, engine, share: ShareProgram::default() })
+        Ok(Self {
+            kind,
+            settings: settings.clone(),
+            reaper,
+            engine,
+            share: ShareProgram::default(),
+            this: OwnProgram::default(),
+        })
     }
 
     /// Replaces the program that serves host directories, which is this one with the argument `share`. What it is
@@ -68,12 +82,19 @@ impl Microvm {
         self
     }
 
-    pub(crate) fn settings(&self) -> &RuntimeSettings {
-        &self.settings
+    /// Replaces the program that confines a VM's programs, which is this one with the argument `confine`. What it is
+    /// started with goes to [`confine`](crate::confine).
+    pub fn with_own_program(mut self, program: PathBuf) -> Self {
+        self.this = OwnProgram::at(program);
+        self
     }
 
-    pub(crate) fn reaper(&self) -> &Reaper {
-        &self.reaper
+    pub(crate) fn host(&self, cgroup: &Cgroup, network: Option<PathBuf>) -> Host {
+        Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network, this: self.this.clone() }
+    }
+
+    pub(crate) fn settings(&self) -> &RuntimeSettings {
+        &self.settings
     }
 
     pub(crate) fn engine(&self) -> &dyn Engine {
@@ -111,6 +132,8 @@ impl Microvm {
             cpus: size.cpus,
             mem_mib: size.mem_mib,
             drives,
+            network: None,
+            disk_limit: DiskLimit::of(&self.settings),
             console,
         }
     }
@@ -118,7 +141,14 @@ impl Microvm {
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
     pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize, more_mib: u32) {
         let memory = u64::from(size.mem_mib + self.engine.overhead_mib() + more_mib) << 20;
-        for limited in [cgroup.limit_memory(memory), cgroup.limit_pids(MAX_TASKS)] {
+        // The VMM's own threads have a processor to themselves beside those of the guest.
+        let processors = (u64::from(size.cpus) + 1) * CPU_PERIOD;
+        let limits = [
+            cgroup.limit_memory(memory),
+            cgroup.limit_pids(MAX_TASKS),
+            cgroup.limit_cpu(processors, CPU_PERIOD),
+        ];
+        for limited in limits {
             if let Err(error) = limited {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "a microvm runs without a limit of its cgroup");
@@ -134,13 +164,17 @@ impl Microvm {
         root: RootDisk,
         size: VmSize,
     ) -> Result<MicrovmContainer> {
-        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, .. } = request;
+        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, network, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
-        let host = Host { reaper: self.reaper.clone(), cgroup: cgroup.clone(), network: network_of(&spec) };
+        guest_spec.network = network.as_ref().map(translate_network);
+        let host = self.host(&cgroup, network_of(&spec));
+        let directory = self.engine.settle(directory, &id.vm_id())?;
         let listeners = Listeners::bind(&directory)?;
-        let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
+        let mut config = self.vm_config(&id, directory.clone(), size, drives);
+        config.network = network.and_then(|end| end.tap.map(|tap| NetworkDevice { tap, mac: end.mac }));
+        let vm = self.engine.start(&config, &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
         let Listeners { control, stream, copy, share: share_listener } = listeners;
@@ -162,21 +196,6 @@ impl Microvm {
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)
-    }
-}
-
-/// Gives a VM its place among its competitors on the host.
-fn compete(cgroup: &Cgroup, spec: &Spec) {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else { return };
-    let shares = resources.cpu().as_ref().and_then(|cpu| cpu.shares());
-    let reserved = resources.memory().as_ref().and_then(|memory| memory.reservation());
-    let set = [
-        shares.map(|shares| cgroup.share_cpu(shares)),
-        reserved.and_then(|bytes| u64::try_from(bytes).ok()).map(|bytes| cgroup.reserve_memory(bytes)),
-    ];
-    for failed in set.into_iter().flatten().filter_map(std::result::Result::err) {
-        let error: &dyn std::error::Error = &failed;
-        tracing::warn!(error, "a microvm runs without a setting of its cgroup");
     }
 }
 
@@ -247,7 +266,10 @@ impl Runtime for Microvm {
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
         let size = VmSize::of(&request.spec, self.kind, &self.settings)?;
         let (drives, root) = drives_of(&request.rootfs, &request.spec, size)?;
-        let (id, cgroup) = (request.id.clone(), request.cgroup.clone());
+        let mut request = request;
+        let id = request.id.clone();
+        place(&mut request.cgroup, &request.spec)?;
+        let cgroup = request.cgroup.clone();
         let directory = VmDirectory::create(self.root(), &id)?;
         self.limit(&cgroup, size, if request.mounts.is_empty() { 0 } else { SHARE_MIB });
         compete(&cgroup, &request.spec);

@@ -16,7 +16,9 @@ use crate::rootfs;
 /// Copies files of a container that does not run, with the archive on `stream`. Its files are mounted for this thread
 /// alone, so it must be one that ends with the copy. Blocks, and keeps the container from being started meanwhile.
 ///
-/// The disk of a VM's container is read by no kernel but a guest's, so it is refused.
+/// The disk of a VM's container is read by no kernel but a guest's, so it is refused: see [`Supervisor::lender_of`].
+///
+/// [`Supervisor::lender_of`]: crate::Supervisor::lender_of
 pub fn copy_stopped(
     directory: &ContainerDirectory,
     record: &Record,

@@ -9,11 +9,13 @@ mod copies;
 mod exec;
 mod exit;
 mod files;
+mod flags;
 mod images;
 mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod network;
 mod operate;
 mod options;
 mod process;
@@ -57,6 +59,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         files::STORIES,
         images::STORIES,
         mounts::STORIES,
+        network::STORIES,
         volumes::STORIES,
         storage::STORIES,
         limits::STORIES,
@@ -67,6 +70,7 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         options::STORIES,
         again::STORIES,
         commands::STORIES,
+        flags::STORIES,
     ]
     .into_iter()
     .flatten()

@@ -10,6 +10,7 @@ mod exit;
 mod id;
 mod log_limits;
 mod mount;
+mod network;
 mod operate;
 mod options;
 mod platform;
@@ -23,6 +24,7 @@ mod settings;
 mod size;
 mod state;
 mod terminal;
+mod uid_range;
 
 pub use chain::chain;
 pub use digest::Digest;
@@ -31,6 +33,11 @@ pub use id::{ContainerId, ContainerName, ExecId, VmId, VolumeName};
 pub use log_limits::LogLimits;
 pub use mount::{
     Consistency, Missing, MountFlag, MountLimits, MountOrigin, MountRequest, Propagation, VolumeContent,
+};
+pub use network::{
+    Attachment, BridgeName, Gateway, Ipv4Subnet, Ipv6Subnet, MacAddress, NetworkDefault, NetworkMode,
+    NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings, PortMapping, PortProtocol,
+    PublishedPort, RateLimits, Subnet,
 };
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
@@ -49,6 +56,7 @@ pub use settings::{QemuAccel, RuntimeSettings};
 pub use size::{MemoryBytes, MemoryMib};
 pub use state::{ContainerState, Phase, PhaseMark};
 pub use terminal::TerminalSize;
+pub use uid_range::UidRange;
 
 /// A value from outside that is not what it claims to be. The message names the value and the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -86,13 +86,13 @@ fn read_only(flags: MountFlags) -> MountFlags {
 }
 
 /// What follows would take the parent's own mounts away if this process shared its namespace.
-fn check_namespaces() -> Result<()> {
+pub(crate) fn check_namespaces() -> Result<()> {
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     for kind in ["mnt", "net"] {
         let of = |process: String| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
         let (own, parents) = (of("self".to_owned()), of(parent.to_string()));
         if own.is_none() || own == parents {
-            let text = format!("the file server was not started in a {kind} namespace of its own");
+            let text = format!("this program was not started in a {kind} namespace of its own");
             return Err(Error::new(ErrorKind::Failed, text));
         }
     }

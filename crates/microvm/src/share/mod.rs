@@ -21,6 +21,8 @@ mod exports;
 mod server;
 mod session;
 
+pub(crate) use confine::check_namespaces;
+
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

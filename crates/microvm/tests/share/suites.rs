@@ -205,6 +205,10 @@ fn a_cached_export_is_read_whole() {
     let mut data = vec![0; 33_000_000];
     data.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 4096 + at % 251) as u8);
     fs::write(host.join("big"), &data).unwrap();
+    // As far ahead as a guest's init has its kernel read.
+    let device = rustix::fs::stat(&kernel.point).unwrap().st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), "1024").unwrap();
     assert!(fs::read(seen.join("big")).unwrap() == data, "other bytes");
     shell(&seen, "dd if=big of=/dev/null bs=1M 2>/dev/null && cat big | cmp - big");
     // What the host changes is seen when it is opened next, and a second later in what is open.

@@ -18,7 +18,7 @@ pub use names::HostEntry;
 pub use security::{CapabilityName, SeccompChoice, Sysctl};
 pub use storage::{StorageMedium, StorageOptions, VolumesFrom};
 
-use crate::{MemoryBytes, MountRequest};
+use crate::{MemoryBytes, MountRequest, NetworkOptions};
 
 /// Everything optional, grouped by what it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct ContainerOptions {
     pub names: NameOptions,
     /// How it lives and ends.
     pub life: LifeOptions,
+    /// Its network.
+    pub network: NetworkOptions,
 }
 
 /// The process.

@@ -98,10 +98,7 @@ pub(super) struct RunArgs {
 }
 
 pub(super) async fn run(client: &mut Client, args: RunArgs) -> Outcome {
-    run_in(client, args).await.map_err(|failure| match failure.code {
-        1 => failure.with_code(OUR_FAILURE),
-        _ => failure,
-    })
+    run_in(client, args).await.map_err(ours)
 }
 
 async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
@@ -135,9 +132,14 @@ pub(super) async fn create(client: &mut Client, args: RunArgs) -> Outcome {
         return Err(Failure::new("create starts nothing, so there is nothing to detach from: leave -d out")
             .with_code(OUR_FAILURE));
     }
-    let id = create_from(client, args).await?;
+    let id = create_from(client, args).await.map_err(ours)?;
     terminal::line(&id)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What goes wrong before there is a container is told apart from every code of its own.
+fn ours(failure: Failure) -> Failure {
+    if failure.code == 1 { failure.with_code(OUR_FAILURE) } else { failure }
 }
 
 async fn create_from(client: &mut Client, args: RunArgs) -> Result<String, Failure> {

@@ -7,29 +7,39 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
-    ContainerDirectory, OwnVolumes, Record, RootfsSource, StateFile, Supervisor, Until, forget,
+    ContainerDirectory, OwnVolumes, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
     needs_recovery,
 };
 use beta9_types::{
     ContainerId, ContainerRequest, ContainerState, ExecId, Exit, ImageReference, LogLimits, RestartPolicy,
-    TerminalSize,
+    SignalNumber, TerminalSize,
 };
 
 use beta9_volume::Volumes;
 
+use crate::api;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
 use crate::service::images::{Wish, check_runs_here};
 use crate::service::mounts::ImageSide;
 use crate::service::volumes::in_use;
-use crate::service::{Worker, blocking, launch, now_us, private_directory};
+use crate::service::{Worker, blocking, launch, network, now_us, private_directory};
 use crate::spec;
 
 /// A container and where it is in its life.
 pub(super) struct Described {
     pub(super) record: Record,
     pub(super) state: StateFile,
+    /// Its end of its network, while it has one.
+    pub(super) network: Option<api::NetworkEnd>,
+}
+
+impl Described {
+    fn new(directory: &ContainerDirectory, record: Record, state: StateFile) -> Self {
+        let network = network::end(directory, &record);
+        Self { record, state, network }
+    }
 }
 
 impl Worker {
@@ -71,13 +81,17 @@ impl Worker {
         let directory = ContainerDirectory::of(&self.root, &id);
         let place = spec::Place {
             id: &id,
+            root: &self.root,
             directory: directory.path(),
             tree: &tree,
             runtime: assigned.runtime,
             settings: &assigned.settings,
             host: &spec::HostLimits::of_host(),
         };
-        let plan = spec::plan(&place, &request, &image.config)?;
+        let mut plan = spec::plan(&place, &request, &image.config)?;
+        let hostname = plan.spec.hostname().clone().unwrap_or_default();
+        let (network, warning) = self.network(&request, assigned.runtime, &hostname)?;
+        plan.warnings.extend(warning);
         let log = self.log_limits(&request)?;
 
         let record = Record {
@@ -96,6 +110,7 @@ impl Worker {
             labels: plan.labels,
             stop_signal: plan.stop_signal,
             stop_timeout: plan.stop_timeout,
+            network,
             request,
         };
         claim_directory(&directory, &id)?;
@@ -160,13 +175,18 @@ impl Worker {
         }
         launch::start(&directory).await?;
         self.observe(&directory, &record);
-        let state = Follower::new(directory, Until::Started).last().await?;
-        Ok(Described { record, state })
+        let state = Follower::new(directory.clone(), Until::Started).last().await?;
+        Ok(Described::new(&directory, record, state))
     }
 
     /// Stops a container if it runs, and starts it again.
-    pub(super) async fn restart(&self, container: &str, grace: Option<Duration>) -> Result<Described> {
-        self.stop(container, grace).await?;
+    pub(super) async fn restart(
+        &self,
+        container: &str,
+        grace: Option<Duration>,
+        signal: Option<SignalNumber>,
+    ) -> Result<Described> {
+        self.stop(container, grace, signal).await?;
         self.start(container).await
     }
 
@@ -218,11 +238,16 @@ impl Worker {
             launch::recover(&directory).await?;
         }
         let state = StateFile::read(&directory)?;
-        Ok(Described { record, state })
+        Ok(Described::new(&directory, record, state))
     }
 
-    /// Its stop signal, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
-    pub(super) async fn stop(&self, container: &str, grace: Option<Duration>) -> Result<()> {
+    /// Its stop signal or the one given, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
+    pub(super) async fn stop(
+        &self,
+        container: &str,
+        grace: Option<Duration>,
+        signal: Option<SignalNumber>,
+    ) -> Result<()> {
         let (directory, record) = self.find(container)?;
         let grace = grace.unwrap_or_else(|| Duration::from_secs(record.stop_timeout.into()));
         if self.is_over(&directory).await? {
@@ -232,7 +257,7 @@ impl Worker {
         let mut follower = Follower::new(directory.clone(), Until::Gone);
         // Connected before the stop, so that a record which goes away with its container is still seen.
         follower.next().await?;
-        Supervisor::of(directory).stop(grace).await?;
+        Supervisor::of(directory).stop(grace, signal).await?;
         follower.last_or_gone().await
     }
 
@@ -279,9 +304,10 @@ impl Worker {
             let mut follower = Follower::new(directory.clone(), Until::Gone);
             follower.next().await?;
             // Not a signal: a stop also ends what SIGKILL cannot reach, such as a stuck VM.
-            Supervisor::of(directory.clone()).stop(Duration::ZERO).await?;
+            Supervisor::of(directory.clone()).stop(Duration::ZERO, None).await?;
             follower.last_or_gone().await?;
         }
+        end_lending(&directory).await?;
         let gone = record.clone();
         blocking(move || forget(&directory, &record, volumes)).await?;
         self.tell(&gone, "destroy", &[]);

@@ -11,15 +11,18 @@ mod find;
 mod follow;
 mod grpc;
 mod images;
+mod import;
 mod launch;
 mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
 mod names;
+mod network;
 mod operate;
 mod options;
 mod prune;
+mod sizes;
 mod streams;
 mod view;
 mod volumes;
@@ -36,6 +39,7 @@ use crate::pools::Pools;
 use crate::service::events::Events;
 
 pub(crate) use grpc::router;
+pub(crate) use import::take_in;
 pub(crate) use launch::own_program;
 
 /// One worker on one root directory.
@@ -57,6 +61,7 @@ impl Worker {
             private_directory(&directory)
                 .map_err(|e| Error::internal(format!("create {}", directory.display()), e))?;
         }
+        crate::guest::refresh(root)?;
         let store = Store::open(root)
             .map_err(|e| Error::internal(format!("open the image store in {}", root.display()), e))?;
         Ok(Self { root: root.to_owned(), store: Arc::new(store), pools, started_us: now_us(), events: None })

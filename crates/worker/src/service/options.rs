@@ -2,7 +2,8 @@
 
 use beta9_types::{
     ContainerOptions, FileOptions, LifeOptions, LimitOptions, MemoryBytes, MemorySwap, NameOptions,
-    ParseError, ProcessOptions, RestartPolicy, SignalNumber, StorageOptions, Throttle, ThrottleKind,
+    NetworkMode, NetworkOptions, NetworkPolicy, ParseError, ProcessOptions, RateLimits, RestartPolicy,
+    SignalNumber, StorageOptions, Throttle, ThrottleKind,
 };
 
 use crate::api;
@@ -22,6 +23,7 @@ pub(super) fn options(message: &mut api::CreateRequest) -> Result<ContainerOptio
         files: files(message)?,
         names: names(message)?,
         life: life(message)?,
+        network: network(message)?,
     };
     if message.auto_remove && options.life.restart != RestartPolicy::No {
         return Err(invalid("--rm and --restart cannot both be meant: leave one out"));
@@ -151,6 +153,42 @@ fn names(message: &mut api::CreateRequest) -> Result<NameOptions> {
     })
 }
 
+fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
+    /// More networks than anybody has reason to name.
+    const MAX_ALLOWED: usize = 256;
+    /// The least that a connection can be made with, and what no interface reaches.
+    const RATES: std::ops::RangeInclusive<u64> = 10_000..=1_000_000_000_000;
+    let rate = |name: &str, rate: u64| match rate {
+        0 => Ok(None),
+        rate if RATES.contains(&rate) => Ok(Some(rate)),
+        rate => Err(invalid(format!(
+            "invalid {name} {rate}: use {} to {} bytes per second",
+            RATES.start(),
+            RATES.end()
+        ))),
+    };
+    let policy = match (message.block_network, message.allow_networks.len()) {
+        (false, 0) => NetworkPolicy::Open,
+        (true, 0) => NetworkPolicy::Blocked,
+        (false, count) if count <= MAX_ALLOWED => NetworkPolicy::Only(parsed(&message.allow_networks)?),
+        (false, _) => {
+            return Err(invalid(format!("more than {MAX_ALLOWED} networks to talk to: name larger ones")));
+        }
+        (true, _) => {
+            return Err(invalid("--block-network and --allow-network cannot both be meant: leave one out"));
+        }
+    };
+    Ok(NetworkOptions {
+        mode: optional::<NetworkMode>(&message.network)?,
+        ports: parsed(&message.publish)?,
+        policy,
+        rates: RateLimits {
+            egress: rate("egress rate", message.egress_rate)?,
+            ingress: rate("ingress rate", message.ingress_rate)?,
+        },
+    })
+}
+
 fn life(message: &mut api::CreateRequest) -> Result<LifeOptions> {
     let labels: std::collections::BTreeMap<_, _> = std::mem::take(&mut message.labels).into_iter().collect();
     if labels.contains_key("") {
@@ -204,6 +242,11 @@ mod tests {
             m.memory_bytes = 64 << 20;
             m.memory_reservation_bytes = 65 << 20;
         }));
+        assert!(refused(|m| {
+            m.block_network = true;
+            m.allow_networks = vec!["10.0.0.0/8".to_owned()];
+        }));
+        assert!(refused(|m| m.egress_rate = 1));
         assert!(refused(|m| m.nano_cpus = 1));
         assert!(refused(|m| m.blkio_weight = 5));
         assert!(refused(|m| m.dns = vec!["x".to_owned()]));

@@ -8,7 +8,7 @@ use crate::service::lifecycle::Described;
 
 impl From<Described> for api::Container {
     fn from(described: Described) -> Self {
-        let Described { record, state } = described;
+        let Described { record, state, network } = described;
         let request = record.request;
         let pid = state.state.pid().unwrap_or(0);
         let env_name = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
@@ -44,6 +44,10 @@ impl From<Described> for api::Container {
             stop_timeout: record.stop_timeout,
             terminal: request.terminal.is_some(),
             stdin: request.stdin,
+            written_bytes: None,
+            image_bytes: None,
+            network: record.network.mode.to_string(),
+            network_end: network,
         }
     }
 }

@@ -7,7 +7,6 @@ use crate::error::{Error, ErrorKind, Result};
 /// Refuses what `runtime` would silently leave out.
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
     let options = &request.options;
-    let limits = &options.limits;
     let propagates = request.mounts.iter().any(|mount| mount.propagation != Propagation::Private);
     let is_shared = request.mounts.iter().any(|mount| mount.propagation == Propagation::Shared);
     let of_runc = [(
@@ -15,20 +14,7 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         "bind-propagation=rshared",
         "what a container mounts stays in a namespace of its own; use rslave for what the host mounts",
     )];
-    let of_vms = [
-        (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
-        (
-            limits.cpuset_cpus.is_some(),
-            "--cpuset-cpus",
-            "a VM's processors are not bound to the host's; use --cpus",
-        ),
-        (limits.cpuset_mems.is_some(), "--cpuset-mems", "a VM's memory is not bound to the host's nodes"),
-        (
-            limits.blkio_weight.is_some() || !limits.throttles.is_empty(),
-            "--blkio-weight and --device-read-bps and its like",
-            "a VM's disk is a file of the host",
-        ),
-    ];
+    let of_vms = [(propagates, "bind-propagation", "its kernel is not the host's; use rprivate")];
     let of_gvisor = [
         (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
         (
@@ -50,8 +36,8 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
     ];
     let refused: &[(bool, &str, &str)] = match runtime {
         RuntimeKind::Runc => &of_runc,
-        RuntimeKind::Gvisor => &of_gvisor,
         RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
+        RuntimeKind::Gvisor => &of_gvisor,
     };
     match refused.iter().find(|(asked, ..)| *asked) {
         Some((_, flag, why)) => {

@@ -8,6 +8,8 @@
 
 pub(super) mod numbers;
 
+pub(crate) use numbers::number as system_call_number;
+
 use std::collections::BTreeMap;
 
 use beta9_runtime::{Error, ErrorKind, Result};
