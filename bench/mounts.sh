@@ -17,7 +17,7 @@ trap 'rm -rf "$place"' EXIT
 # Runs in the container; /proc/uptime counts hundredths of a second.
 script='
 now() { read -r up idle </proc/uptime; echo "${up%.*}${up#*.}"; }
-step() { name=$1; shift; from=$(now); "$@" >/dev/null 2>&1 || echo "failed: $name"; echo "$name $(($(now) - from))"; }
+step() { name=$1; shift; from=$(now); "$@" >/dev/null 2>&1 || echo "failed: $name" >&2; echo "$name $(($(now) - from))"; }
 make() { mkdir /data/small; i=0; while [ $i -lt $FILES ]; do echo $i >/data/small/$i; i=$((i + 1)); done; }
 case $1 in
 writing)

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
@@ -97,12 +97,15 @@ pub fn forget(directory: &ContainerDirectory, record: &Record, own: OwnVolumes) 
     }
     forget_vm(record);
     // A process that waited for a file system may have held it past the container's end.
-    let group = cgroup(&record.id);
-    if !group.processes().is_empty() {
+    let (group, end) = (cgroup(&record.id), Instant::now() + FORGET_DEADLINE);
+    while let Err(error) = group.remove() {
+        if Instant::now() >= end {
+            tracing::error!(container = %record.id, error = chain(&error), "cgroup could not be removed");
+            break;
+        }
         group.kill(FORGET_DEADLINE);
-    }
-    if let Err(error) = group.remove() {
-        tracing::error!(container = %record.id, error = chain(&error), "cgroup could not be removed");
+        // One that has left its group by name may still be on its way out; there is no event for it.
+        std::thread::sleep(Duration::from_millis(10));
     }
     Cgroup::at("beta9").remove_if_empty();
     // Somebody may have renamed it since the record was read.

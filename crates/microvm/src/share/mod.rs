@@ -11,7 +11,7 @@
 //!
 //! What the guest sees of export `i` is `/<i>`; for a file, a directory that holds only that file. What it may cache is
 //! the mount's [consistency](Consistency): nothing, where names and attributes are asked for again each time and data goes
-//! past the guest's page cache; or what it read, for a second, which is the rule for read-only mounts. Writes are never
+//! past the guest's page cache; or what it read, for a second. Writes are never
 //! held back. Not shared across the boundary: inotify events of the host's making, locks, and, where nothing is cached,
 //! `MAP_SHARED` mappings.
 
@@ -125,13 +125,13 @@ impl Share {
     }
 }
 
-/// How an export is asked for. What the container cannot write it may know for a second.
+/// How an export is asked for. What may be known for a second is so only where that is asked for.
 fn words(mount: &BindMount) -> String {
-    let (access, usual) = match mount.access {
-        MountAccess::ReadOnly => ("ro", Consistency::Cached),
-        MountAccess::ReadWrite => ("rw", Consistency::Consistent),
+    let access = match mount.access {
+        MountAccess::ReadOnly => "ro",
+        MountAccess::ReadWrite => "rw",
     };
-    match mount.consistency.unwrap_or(usual) {
+    match mount.consistency.unwrap_or(Consistency::Consistent) {
         Consistency::Cached => format!("{access}{CACHED}"),
         Consistency::Consistent => access.to_owned(),
     }

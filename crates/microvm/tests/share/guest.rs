@@ -45,7 +45,7 @@ impl Server {
         let mut command = Command::new(program);
         command.args(["c1", &std::process::id().to_string()]);
         command.arg("rw").arg(host.path().join("exports/rw"));
-        command.arg("ro").arg(host.path().join("exports/ro"));
+        command.arg("ro+cached").arg(host.path().join("exports/ro"));
         command.arg("ro").arg(host.path().join("exports/ro/note"));
         command.current_dir(host.path().join("work")).unshare(&[Namespace::Mount, Namespace::Network]);
         command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener))).stdout(Stdio::piped());

@@ -198,6 +198,27 @@ fn holes_large_files_and_attributes_are_kept() {
     assert_eq!(fs::metadata(kernel.host("files/hard")).unwrap().mode() & 0o7777, 0o4755);
 }
 
+#[test]
+fn a_cached_export_is_read_whole() {
+    let Some(kernel) = Kernel::mounted() else { return };
+    let (host, seen) = (kernel.server.host.path().join("exports/ro"), kernel.point.join("1"));
+    let mut data = vec![0; 33_000_000];
+    data.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 4096 + at % 251) as u8);
+    fs::write(host.join("big"), &data).unwrap();
+    // As far ahead as a guest's init has its kernel read.
+    let device = rustix::fs::stat(&kernel.point).unwrap().st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), "1024").unwrap();
+    assert!(fs::read(seen.join("big")).unwrap() == data, "other bytes");
+    shell(&seen, "dd if=big of=/dev/null bs=1M 2>/dev/null && cat big | cmp - big");
+    // What the host changes is seen when it is opened next, and a second later in what is open.
+    data[5] ^= 0xff;
+    fs::write(host.join("big"), &data).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert!(fs::read(seen.join("big")).unwrap() == data, "the bytes of before");
+    assert!(fs::write(seen.join("new"), "").is_err());
+}
+
 /// The only one of its kind that this kernel makes: what is written by somebody else loses its rights.
 #[test]
 fn a_write_by_another_takes_set_user_id_away() {

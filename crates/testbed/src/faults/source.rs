@@ -1,14 +1,16 @@
 //! What a container has mounted does not answer any more.
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use beta9_types::RuntimeKind;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -40,7 +42,8 @@ pub(super) fn hangs(runtime: RuntimeKind) -> Result<()> {
 /// A directory whose server says that it is one, and nothing of what is in it. Dropped, whoever waits gets an error.
 struct Hanging {
     point: PathBuf,
-    server: Option<File>,
+    /// Its end is the server's.
+    serving: Option<(OwnedFd, JoinHandle<()>)>,
 }
 
 impl Hanging {
@@ -50,33 +53,41 @@ impl Hanging {
         let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let (data, flags) = (CString::new(data)?, MountFlags::NOSUID | MountFlags::NODEV);
         mount("hanging", point, "fuse", flags, data.as_c_str()).context("cannot mount it")?;
-        let server = device.try_clone()?;
-        std::thread::spawn(move || answer(device));
-        Ok(Self { point: point.to_owned(), server: Some(server) })
+        let (watched, serving) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let server = std::thread::spawn(move || answer(device, &watched));
+        Ok(Self { point: point.to_owned(), serving: Some((serving, server)) })
     }
 }
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // Ends the connection, which a descriptor alone does not while the other thread reads from it.
-        let device = rustix::fs::stat(&self.point).map(|stat| rustix::fs::minor(stat.st_dev));
-        let _ = unmount(&self.point, UnmountFlags::DETACH);
-        if let Ok(minor) = device {
-            let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        // The connection ends with the last descriptor of its device.
+        if let Some((serving, server)) = self.serving.take() {
+            drop(serving);
+            let _ = server.join();
         }
-        drop(self.server.take());
+        let _ = unmount(&self.point, UnmountFlags::DETACH);
     }
 }
 
 /// The few answers (linux/fuse.h) that make it a directory.
-fn answer(mut device: File) {
+fn answer(mut device: File, until_closed: &OwnedFd) {
     const LOOKUP: u32 = 1;
     const FORGET: [u32; 3] = [2, 36, 42];
     const GETATTR: u32 = 3;
+    const STATFS: u32 = 17;
     const INIT: u32 = 26;
     const ENOSYS: i32 = 38;
     let mut request = vec![0; 1 << 20];
-    while let Ok(length) = device.read(&mut request) {
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(until_closed.as_fd(), PollFlags::empty()),
+        ];
+        if poll(&mut ready, None).is_err() || !ready[1].revents().is_empty() {
+            return;
+        }
+        let Ok(length) = device.read(&mut request) else { return };
         let opcode = request[4..length].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
         let (error, body) = match opcode {
             LOOKUP => continue,
@@ -90,6 +101,7 @@ fn answer(mut device: File) {
                 body.extend(words(&[0, 0, 0, 0o040_755, 2, 0, 0, 0, 4096, 0]));
                 (0, body)
             }
+            STATFS => (0, vec![0; 80]),
             _ => (-ENOSYS, Vec::new()),
         };
         let mut reply = words(&[16 + body.len() as u32]);

@@ -239,7 +239,7 @@ fn a_group_beside_the_users_own_may_write(world: &World<'_>) -> Result<()> {
 fn a_cached_mount_is_seen_a_second_later(world: &World<'_>) -> Result<()> {
     let directory = world.directory()?;
     fs::write(directory.join("file"), "old\n")?;
-    let volume = format!("{}:/data:ro", directory.display());
+    let volume = format!("{}:/data:ro,cached", directory.display());
     let script = "cat /data/file; echo ready; until grep -q newer /data/file && [ -e /data/added ] && [ ! -e /data/gone ]
         do sleep 0.1; done; cat /data/file";
     fs::write(directory.join("gone"), "")?;
