@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Also boot so many VMs in a row and count the lost ones
     #[arg(long, value_name = "N")]
     boots: Option<u32>,
+    /// Which kernel microVMs boot; our own where it was built, else Debian's, if not given
+    #[arg(long, value_enum)]
+    kernel: Option<guest::Choice>,
     /// Only tiers whose name holds this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -79,7 +82,7 @@ struct Outcome {
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let began = Instant::now();
     let ready = setup::run(project)?;
-    guest::run(project, &guest::Options::default())?;
+    guest::run(project, &guest::Options::with_kernel(options.kernel))?;
     step("build what is tested", || {
         output(
             Command::new(cargo()).args(["build", "--package", "beta9-worker"]).current_dir(project.root()),
@@ -119,6 +122,8 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
         if options.all {
             // Bytes that a story sends through a container and back.
             test.env("BETA9_ROUND_TRIP", "100000000");
+            // And how often a filter gets its whole input.
+            test.env("BETA9_FILTERS", "100");
         }
         test.envs(environment.iter().copied());
         test.arg("--").args(flags).args(&options.arguments);

@@ -25,6 +25,7 @@ mod engine;
 mod guest_spec;
 mod operations;
 mod own_program;
+mod place;
 mod probe;
 mod runtime;
 mod sandbox;

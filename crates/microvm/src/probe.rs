@@ -247,33 +247,16 @@ fn find_programs(kind: RuntimeKind, settings: &mut RuntimeSettings) -> Result<Op
 }
 
 fn check_kernel(path: &Path) -> Result<()> {
-    // The head of an ELF file up to its machine (gabi, "ELF Header").
-    const X86_64: [u8; 2] = 62_u16.to_le_bytes();
-    let mut head = [0; 20];
-    File::open(path).and_then(|mut file| file.read_exact(&mut head)).map_err(|e| {
-        let text =
-            format!("kernel image {} cannot be read: put an uncompressed vmlinux there", path.display());
+    beta9_guest::check_file(path).map_err(|e| {
+        let text = "there is no kernel to boot: `beta9-worker kernel install` puts one there";
         Error::caused(ErrorKind::Unavailable, text, e)
-    })?;
-    if head.starts_with(b"\x7fELF") {
-        if head[18..] == X86_64 {
-            return Ok(());
-        }
-        let text =
-            format!("kernel image {} is for another kind of machine: get one for x86-64", path.display());
-        return Err(Error::new(ErrorKind::Unavailable, text));
-    }
-    let text = format!(
-        "kernel image {} is not an ELF file: put an uncompressed vmlinux there, not a bzImage",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::Unavailable, text))
+    })
 }
 
 fn check_initrd(path: &Path) -> Result<()> {
     File::open(path).map(drop).map_err(|e| {
         let text =
-            format!("initramfs {} cannot be read: put the one with beta9-vm-init there", path.display());
+            format!("initramfs {} cannot be read: put one there that holds beta9-vm-init", path.display());
         Error::caused(ErrorKind::Unavailable, text, e)
     })
 }
@@ -337,7 +320,7 @@ async fn boot_in(
     let failed = |e| Error::caused(ErrorKind::Failed, "make the probe's cgroup", e);
     cgroup.create().map_err(failed)?;
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
-    microvm.limit(cgroup, size);
+    microvm.limit(cgroup, size, 0);
     let host = microvm.host(cgroup, None);
     let directory = microvm.engine().settle(directory, &id.vm_id())?;
     let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;
@@ -448,9 +431,9 @@ mod tests {
     fn missing_parts_are_named_with_their_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("vmlinux");
-        assert!(check_kernel(&missing).unwrap_err().chain().contains("put an uncompressed vmlinux there"));
-        fs::write(&missing, "MZ compressed as bzImages are").unwrap();
-        assert!(check_kernel(&missing).unwrap_err().chain().contains("not an ELF file"));
+        assert!(check_kernel(&missing).unwrap_err().chain().contains("`beta9-worker kernel install`"));
+        fs::write(&missing, "MZ compressed").unwrap();
+        assert!(check_kernel(&missing).unwrap_err().chain().contains("it is neither a kernel"));
         let mut settings =
             RuntimeSettings { firecracker_bin: "/nowhere/firecracker".into(), ..Default::default() };
         let error = find_programs(RuntimeKind::Firecracker, &mut settings).unwrap_err();

@@ -105,7 +105,13 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    fn config(&self) -> PathBuf {
+    /// The program that is tested.
+    pub(crate) fn program(&self) -> &Path {
+        &self.worker
+    }
+
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }
 
@@ -179,8 +185,9 @@ impl Site {
         let (root, run) = (self.root(), self.directory.path().join("run"));
         let mut scope =
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
-        // What containers share and what outlives them by design: images, and which boots have succeeded.
-        for shared in ["images", "probes"] {
+        // What containers share and what outlives them by design: images, VMs' first file systems, and which boots
+        // have succeeded.
+        for shared in ["images", "guest", "probes", "volumes/.lock"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -212,10 +219,12 @@ impl SiteWatch {
             match events.next() {
                 Ok(event) => {
                     // Cgroups and processes in them carry the container's id and nothing else of the site.
-                    watch = event
-                        .file_name()
-                        .into_iter()
-                        .fold(watch, |watch, id| watch.mentioning(id.to_string_lossy()));
+                    watch = event.file_name().into_iter().fold(watch, |watch, id| {
+                        let id = id.to_string_lossy();
+                        // Of an interface's name the end of the id is a part.
+                        let end = id.get(id.len().saturating_sub(8)..).unwrap_or(&id);
+                        watch.mentioning(format!("b9fc_{end}")).mentioning(id)
+                    });
                 }
                 Err(Errno::WOULDBLOCK) => return Ok(watch.settle(within)?),
                 Err(error) => return Err(error).context("cannot read which containers there were"),
@@ -248,6 +257,21 @@ fn worker() -> Result<PathBuf> {
     };
     ensure!(program.exists(), "there is no {}: run `cargo build -p beta9-worker` first", program.display());
     Ok(program)
+}
+
+/// A distribution's kernel, packed, in its package's tree.
+pub(crate) fn stock_kernel() -> Result<PathBuf> {
+    let packages = project("target/cache/debian-kernel");
+    let trees = fs::read_dir(&packages).into_iter().flatten().flatten();
+    let kernels =
+        trees.flat_map(|tree| fs::read_dir(tree.path().join("boot")).into_iter().flatten().flatten());
+    kernels
+        .map(|kernel| kernel.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .max()
+        .with_context(|| {
+            format!("there is no kernel in {}: `cargo xtask setup` fetches it", packages.display())
+        })
 }
 
 pub(crate) fn images() -> PathBuf {

@@ -33,7 +33,8 @@ pub struct RuntimeSettings {
     pub firecracker_root: PathBuf,
     /// An uncompressed kernel image (ELF vmlinux).
     pub firecracker_kernel: PathBuf,
-    /// An initramfs that holds `beta9-vm-init` as `/init`; `initrd.img` beside the kernel where absent.
+    /// An initramfs that holds `beta9-vm-init` as `/init`. Where absent the worker makes one, and puts it here before a
+    /// runtime sees these settings; `initrd.img` beside the kernel is meant by whoever makes none.
     pub firecracker_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub firecracker_cpus: u8,
@@ -45,7 +46,7 @@ pub struct RuntimeSettings {
     pub qemu_accel: QemuAccel,
     /// An uncompressed kernel image (ELF vmlinux with a PVH entry).
     pub qemu_kernel: PathBuf,
-    /// An initramfs; `initrd.img` beside the kernel where absent.
+    /// As for Firecracker.
     pub qemu_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub qemu_cpus: u8,
@@ -55,6 +56,10 @@ pub struct RuntimeSettings {
     pub qemu_root: PathBuf,
     /// The vhost-user vsock device program that QEMU VMs use.
     pub vhost_device_vsock_bin: PathBuf,
+    /// The most that a container's writable layer holds, in bytes, where its request does not say. Where absent 8 GiB for
+    /// a VM's, and no limit for another's.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
     /// MiB that each disk of a VM may read and write in a second; 0 for no limit.
     #[serde(default)]
     pub disk_mib_per_second: u32,
@@ -144,6 +149,7 @@ impl Default for RuntimeSettings {
             qemu_mem_mib: MemoryMib::DEFAULT,
             qemu_root: Self::DEFAULT_MICROVM_ROOT.into(),
             vhost_device_vsock_bin: "vhost-device-vsock".into(),
+            storage_size: None,
             disk_mib_per_second: 0,
             disk_operations_per_second: 0,
             debug: false,

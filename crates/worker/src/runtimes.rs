@@ -19,6 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::guest;
 use crate::service::{blocking, own_program};
 
 /// A probe has deadlines of its own; this one is for a probe that is stuck.
@@ -69,8 +70,10 @@ pub(crate) async fn create(root: &Path, kind: RuntimeKind, settings: &RuntimeSet
             })
         }
         RuntimeKind::Firecracker | RuntimeKind::Qemu => {
-            let report = probe(root, kind, settings).await?;
-            let settings = report.settings(settings);
+            let place = root.to_owned();
+            let wanted = blocking(move || guest::complete(&place, kind, &wanted)).await??;
+            let report = probe(root, kind, &wanted).await?;
+            let settings = report.settings(&wanted);
             let detail = report.to_string();
             let warnings = report.warnings;
             Ok(Working { settings, capabilities: beta9_microvm::CAPABILITIES, detail, warnings })
@@ -113,7 +116,10 @@ async fn probe(root: &Path, kind: RuntimeKind, settings: &RuntimeSettings) -> Re
             }
             Ok(report)
         }
-        Answer::Failed(message) => Err(Error::new(ErrorKind::Precondition, message)),
+        Answer::Failed(message) => {
+            let hint = guest::hint(kind, settings).unwrap_or_default();
+            Err(Error::new(ErrorKind::Precondition, format!("{message}{hint}")))
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use beta9_runtime::{Error, ErrorKind, Result, SignalTarget};
+use beta9_runtime::{Error, ErrorKind, Marks, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{ContainerId, Exit, ExitReason};
-use beta9_wire::{FromGuest, GuestExit, Outcome, StreamKind, ToGuest, decode};
+use beta9_types::{ContainerId, Exit, ExitReason, Phase};
+use beta9_wire::{FromGuest, GuestExit, GuestMoment, Outcome, StreamKind, ToGuest, decode};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -26,8 +26,12 @@ const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 const WINDOW: Duration = Duration::from_secs(10);
 /// A guest's connection and its VMM end at about the same time; the VMM's end says more.
 const EPILOGUE: Duration = Duration::from_secs(2);
+/// How long a guest may take to write down what was copied into a container that was not started.
+const DISMISSAL: Duration = Duration::from_secs(60);
 /// Operations that may be under way; a guest that answers none is asked for no more.
 const MAX_OPERATIONS: usize = 64;
+/// How often a guest's clock is set by the host's: it has nobody else to ask, and clocks drift by seconds a day.
+const RENEWAL: Duration = Duration::from_secs(600);
 /// Longest message of a guest that is repeated to a user.
 const MAX_MESSAGE: usize = 2000;
 
@@ -58,6 +62,9 @@ enum Ending {
     Reported,
     /// Somebody asked for it, or nobody holds the sandbox any more.
     Stopped,
+    /// The same for a container that was not started: the guest was told to shut down, because its files may have been
+    /// written to.
+    Dismissed,
     /// The VM's programs ended by themselves.
     Died(String),
     /// The guest did what it must not, or did not do what it must.
@@ -88,6 +95,10 @@ pub(super) struct Owner {
     operations: HashMap<u32, oneshot::Sender<Result<Outcome>>>,
     window_began: Instant,
     messages: u32,
+    /// The container's timeline.
+    marks: Marks,
+    /// When the guest's clock is set again.
+    renewal: Instant,
 }
 
 impl Owner {
@@ -101,6 +112,7 @@ impl Owner {
         deadlines: Deadlines,
         requests: mpsc::Receiver<Request>,
         status: watch::Sender<Status>,
+        marks: Marks,
     ) -> Self {
         Self {
             vm,
@@ -119,6 +131,8 @@ impl Owner {
             operations: HashMap::new(),
             window_began: Instant::now(),
             messages: 0,
+            marks,
+            renewal: Instant::now() + RENEWAL,
         }
     }
 
@@ -131,6 +145,7 @@ impl Owner {
         };
         let grace = match ending {
             Ending::Reported => self.deadlines.shutdown,
+            Ending::Dismissed => DISMISSAL,
             _ => Duration::ZERO,
         };
         if grace.is_zero() {
@@ -175,6 +190,11 @@ impl Owner {
                 StreamEvent::Violation(violation) => Err(violation.into()),
             },
             () = expired => self.expire().await,
+            () = sleep_until(self.renewal) => {
+                self.renewal = Instant::now() + RENEWAL;
+                let (unix_ns, entropy) = super::handshake::renewal()?;
+                Ok(self.control.say(&ToGuest::Renew { unix_ns, entropy }).await?)
+            }
         }
     }
 
@@ -208,6 +228,10 @@ impl Owner {
         let until = Instant::now() + self.deadlines.answer;
         let container = self.container.clone();
         match (request, &self.stage) {
+            (Some(Request::Stop), Stage::Created) => {
+                self.control.say(&ToGuest::Shutdown).await?;
+                return Err(Ending::Dismissed);
+            }
             (None | Some(Request::Stop), _) => return Err(Ending::Stopped),
             (Some(Request::Create(create, reply)), Stage::Ready) => {
                 let Some(listener) = self.listener.take() else { return Ok(()) };
@@ -229,7 +253,8 @@ impl Owner {
                 self.control.say(&ToGuest::Signal { container, signal: number, all }).await?;
                 let _ = reply.send(Ok(()));
             }
-            (Some(Request::Operate { number, operation, reply }), Stage::Running) => {
+            // One that is not started has files, too.
+            (Some(Request::Operate { number, operation, reply }), Stage::Created | Stage::Running) => {
                 if self.operations.len() >= MAX_OPERATIONS {
                     let text =
                         format!("{MAX_OPERATIONS} operations are under way already: wait for one to end");
@@ -315,6 +340,17 @@ impl Owner {
             return Ok(());
         }
         self.count_message()?;
+        if let FromGuest::Reached { marks, .. } = message {
+            for mark in marks {
+                let phase = match mark.moment {
+                    GuestMoment::Kernel => Phase::GuestKernel,
+                    GuestMoment::Init => Phase::GuestInit,
+                    GuestMoment::Mounted => Phase::GuestMounted,
+                };
+                self.marks.reached(phase, Duration::from_micros(mark.ago_us.into()));
+            }
+            return Ok(());
+        }
         let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {
@@ -392,6 +428,7 @@ impl Owner {
             | FromGuest::Failed { container, .. }
             | FromGuest::Exited { container, .. }
             | FromGuest::Operated { container, .. }
+            | FromGuest::Reached { container, .. }
             | FromGuest::ExecStarted { container, .. }
             | FromGuest::ExecFailed { container, .. }
             | FromGuest::ExecExited { container, .. } => container,
@@ -463,7 +500,9 @@ impl Owner {
     fn conclude(&mut self, ending: Ending) {
         let (reason, message) = match ending {
             Ending::Reported => return,
-            Ending::Stopped => (ExitReason::VmmLost, "the VM was ended before its guest reported".to_owned()),
+            Ending::Stopped | Ending::Dismissed => {
+                (ExitReason::VmmLost, "the VM was ended before its guest reported".to_owned())
+            }
             Ending::Violated(violation) => {
                 let text = format!("the guest broke the protocol: {}", violation.0);
                 (ExitReason::VmmLost, self.vm.with_last_words(text))
@@ -510,6 +549,7 @@ fn name(message: &FromGuest) -> &'static str {
         FromGuest::Failed { .. } => "failed",
         FromGuest::Exited { .. } => "exited",
         FromGuest::Operated { .. } => "operated",
+        FromGuest::Reached { .. } => "how far it is",
         FromGuest::ExecStarted { .. } => "that a process started",
         FromGuest::ExecFailed { .. } => "that a process failed to start",
         FromGuest::ExecExited { .. } => "that a process exited",

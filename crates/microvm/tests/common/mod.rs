@@ -241,11 +241,13 @@ impl<'a> Story<'a> {
                 image: self.fixture.image.clone(),
                 format: "erofs".into(),
                 scratch: Some(scratch.clone()),
+                memory_layer_bytes: None,
             },
             mounts: self.mounts.clone(),
             stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None },
             cgroup: cgroup.clone(),
             marks: marks.clone(),
+            network: None,
         };
         let created = timeout(DEADLINE, runtime.create(request)).await.unwrap();
         let running = created.map(|container| Running {

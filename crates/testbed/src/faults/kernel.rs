@@ -41,11 +41,11 @@ pub(super) fn is_none(runtime: RuntimeKind) -> Result<()> {
         bytes
     };
     let cases: [Case; 5] = [
-        ("missing", None, &["cannot be read", "uncompressed vmlinux"]),
-        ("empty", Some(Vec::new()), &["cannot be read", "uncompressed vmlinux"]),
-        ("packed", Some(b"MZ\xea\x07".repeat(1024)), &["is not an ELF file", "not a bzImage"]),
-        ("foreign", Some(elf(183)), &["another kind of machine"]),
-        ("broken", Some(elf(62)), &["a VM did not boot"]),
+        ("missing", None, &["`beta9-worker kernel install`"]),
+        ("empty", Some(Vec::new()), &["`beta9-worker kernel install`", "neither a kernel's ELF image"]),
+        ("packed", Some(b"MZ\xea\x07".repeat(1024)), &["neither a kernel's ELF image"]),
+        ("foreign", Some(elf(183)), &["for another processor (ELF machine 183)"]),
+        ("broken", Some(elf(62)), &["an ELF file and not a program"]),
     ];
     // Never read: no kernel gets so far.
     fs::write(directory.path().join("initrd.img"), "none")?;

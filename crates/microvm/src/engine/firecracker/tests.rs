@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, VmDirectory};
+use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmDirectory};
 
 fn config(root: &std::path::Path) -> VmConfig {
     let id = ContainerId::parse("c1").unwrap();
@@ -24,6 +24,10 @@ fn config(root: &std::path::Path) -> VmConfig {
             VmDrive { path: "/images/a".into(), access: DriveAccess::ReadOnly },
             VmDrive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
         ],
+        network: Some(NetworkDevice {
+            tap: "b9fc_01234567".into(),
+            mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+        }),
         disk_limit: DiskLimit::default(),
         console: Console::Quiet,
     }
