@@ -92,6 +92,8 @@ impl Fixture {
             qemu_accel: QemuAccel::Tcg,
             vhost_device_vsock_bin: vsock,
             firecracker_bin: firecracker,
+            // Its Firecracker would be inherited by a subreaper, which the tests' process is not.
+            firecracker_jailer: RuntimeSettings::NO_JAILER.into(),
             firecracker_kernel: kernel,
             firecracker_root: root.join("vms"),
             ..RuntimeSettings::default()

@@ -78,11 +78,11 @@ pub(super) fn of_the_disk(runtime: RuntimeKind) -> Result<()> {
         let world = World::new(site, runtime, "full");
         let small = Small::over(site.root().join("containers"))?;
         let script = "trap 'exit 41' USR1; echo ready; \
-                      if dd if=/dev/zero of=/big bs=1M count=200 conv=fsync; then echo written; else echo refused; fi \
+                      if dd if=/dev/zero of=/big bs=1M count=120 conv=fsync; then echo written; else echo refused; fi \
                       > /dev/shm/outcome; while true; do sleep 0.1; done";
         let container = world.detach_ready(&[], script)?;
         // Its log is on the full disk as well; what another process says is not.
-        let end = Instant::now() + Duration::from_secs(150);
+        let end = Instant::now() + Duration::from_secs(170);
         let outcome = loop {
             let outcome = container.exec(&[], &["cat", "/dev/shm/outcome"]).finish()?;
             if !outcome.stdout.is_empty() {
