@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What images cost: taking one in and unpacking it, held against skopeo and umoci; and starts by the image's size.
+# What images cost: taking one in, or pulling it from a registry on loopback, and unpacking it, held against skopeo and umoci;
+# and starts by the image's size.
 #
-#   bench/images.sh [RUNS]        needs root, skopeo, umoci; compiles what it measures
+#   bench/images.sh [RUNS]        needs root, skopeo, umoci, and docker-registry (`cargo xtask setup` fetches it); compiles what it measures
 #   bench/images.sh starts POOL   starts from images of 10 MB, 250 MB and 1 GB; after `cargo xtask demo`
 #
 # Runs are interleaved: one of the floor, one of ours, and so on. Prints medians in ms, the ratio and the load; how far it
@@ -10,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=${CARGO_TARGET_DIR:-target}
 place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
-trap 'rm -rf "$place"' EXIT
+registry=
+trap '[[ -z $registry ]] || kill "$registry"; rm -rf "$place"' EXIT
 now() { date +%s%N; }
 ms() { echo $((($(now) - $1) / 1000000)); }
 say() { echo "$(date +%T) $*" >&2; }
@@ -64,33 +66,72 @@ fi
 runs=${1:-5}
 say "building"
 cargo build --quiet --release --package beta9-image --example unpack
+cargo build --quiet --release --package beta9-registry --example pull
 say "making an image of 250 MB"
 image 250 "$place/image"
 echo "image: $(du -sm "$place/image" | cut -f1) MB in 3 layers of gzip"
+
+# Debian's docker-registry on a port of its choice, with the image in it.
+cat >"$place/registry.yaml" <<CONFIG
+version: 0.1
+log: {level: info}
+storage:
+  filesystem: {rootdirectory: $place/registry}
+http:
+  addr: 127.0.0.1:0
+CONFIG
+PATH=$PATH:target/tools/bin OTEL_TRACES_EXPORTER=none docker-registry serve "$place/registry.yaml" >/dev/null 2>"$place/registry.log" &
+registry=$!
+for ((tries = 0; tries < 100; tries++)); do
+    port=$(sed -n 's/.*listening on 127\.0\.0\.1:\([0-9]*\).*/\1/p' "$place/registry.log")
+    [[ -z $port ]] || break
+    sleep 0.1
+done
+[[ -n $port ]] || { cat "$place/registry.log" >&2; exit 1; }
+remote=127.0.0.1:$port/bench:1
+skopeo copy --quiet --dest-tls-verify=false "oci:$place/image:1" "docker://$remote"
+
+# Times one command, after what came before is on the disk.
+timed() {
+    local into=$1 start
+    shift
+    sync
+    start=$(now)
+    "$@"
+    ms "$start" >>"$place/$into"
+}
+import_floor() {
+    skopeo copy --quiet "oci:$place/image:1" "oci:$place/copy:1"
+    umoci unpack --image "$place/copy:1" "$place/bundle"
+}
+pull_floor() {
+    skopeo copy --quiet --src-tls-verify=false "docker://$remote" "oci:$place/copy:1"
+    umoci unpack --image "$place/copy:1" "$place/bundle"
+}
+unpack() { "$target/release/examples/unpack" "$place/store" "$place/image" "$1" >"$place/said"; }
+pull() { "$target/release/examples/pull" "$place/store" "$remote" >"$place/said"; }
+parts() { tr '\n' ' ' <"$place/said" >>"$place/parts" && echo >>"$place/parts"; }
+
 load
 for ((run = 0; run < runs; run++)); do
     say "run $((run + 1)) of $runs"
     rm -rf "$place"/{copy,bundle,store}
-    sync
-    start=$(now)
-    skopeo copy --quiet "oci:$place/image:1" "oci:$place/copy:1"
-    umoci unpack --image "$place/copy:1" "$place/bundle"
-    ms "$start" >>"$place/floor"
-    sync
-    start=$(now)
-    "$target/release/examples/unpack" "$place/store" "$place/image" tree >"$place/said"
-    ms "$start" >>"$place/ours"
-    tr '\n' ' ' <"$place/said" >>"$place/parts"
-    echo >>"$place/parts"
+    timed import.floor import_floor
+    timed import.tree unpack tree
+    parts
+    rm -rf "$place"/{copy,bundle,store}
+    timed import.block unpack block
     rm -rf "$place/store"
-    sync
-    start=$(now)
-    "$target/release/examples/unpack" "$place/store" "$place/image" block >/dev/null
-    ms "$start" >>"$place/block"
+    timed pull.floor pull_floor
+    timed pull.tree pull
+    parts
 done
-floor=$(median <"$place/floor")
-ours=$(median <"$place/ours")
-echo "skopeo copy and umoci unpack: $floor ms (median of $runs)"
-echo "import and tree:              $ours ms; ratio $(awk -v a="$ours" -v b="$floor" 'BEGIN { printf "%.2f", a / b }')"
-echo "import and block image:       $(median <"$place/block") ms"
+of() { median <"$place/$1"; }
+ratio() { awk -v a="$(of "$1")" -v b="$(of "$2")" 'BEGIN { printf "%.2f", a / b }'; }
+echo "medians of $runs:"
+echo "skopeo copy and umoci unpack:               $(of import.floor) ms"
+echo "import and tree:                            $(of import.tree) ms; ratio $(ratio import.tree import.floor)"
+echo "import and block image:                     $(of import.block) ms"
+echo "skopeo copy from a registry, umoci unpack:  $(of pull.floor) ms"
+echo "pull and tree:                              $(of pull.tree) ms; ratio $(ratio pull.tree pull.floor)"
 cat "$place/parts"

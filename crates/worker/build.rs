@@ -9,10 +9,12 @@ use sha2::{Digest, Sha256};
 const VM_INIT: &str = "../../target/guest/beta9-vm-init";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let proto = "beta9/worker/v1/worker.proto";
+    let protos = ["beta9/worker/v1/worker.proto", "beta9/worker/v1/volume.proto"];
     let root = "../../proto";
-    println!("cargo:rerun-if-changed={root}/{proto}");
-    let descriptors = protox::compile([proto], [root])?;
+    for proto in protos {
+        println!("cargo:rerun-if-changed={root}/{proto}");
+    }
+    let descriptors = protox::compile(protos, [root])?;
     // What derives no Debug must say how it is shown: see `api.rs`.
     tonic_prost_build::configure()
         .build_transport(false)

@@ -14,8 +14,14 @@ use crate::process::{cargo, command, output, step};
 use crate::project::Project;
 
 /// Every target, and the largest input that it gets.
-const TARGETS: [(&str, u32); 5] =
-    [("layer", 16384), ("manifest", 8192), ("reference", 512), ("frame", 8192), ("config", 4096)];
+const TARGETS: [(&str, u32); 6] = [
+    ("layer", 16384),
+    ("manifest", 8192),
+    ("reference", 512),
+    ("frame", 8192),
+    ("supervisor", 8192),
+    ("config", 4096),
+];
 
 /// What the compiler is told so that libFuzzer sees which code an input reaches.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -28,7 +34,7 @@ const MEMORY_MIB: u32 = 2048;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Only this target: layer, manifest, reference, frame or config
+    /// Only this target: layer, manifest, reference, frame, supervisor or config
     target: Option<String>,
     /// How long each target runs
     #[arg(long, default_value_t = 60)]

@@ -16,7 +16,7 @@ use crate::project::Project;
 use crate::{guest, real_images, setup};
 
 /// How long the stories may take in the nested machine, where everything is emulated.
-const NESTED_SECONDS: u32 = 3600;
+const NESTED_SECONDS: u32 = 7200;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -122,6 +122,8 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
         if options.all {
             // Bytes that a story sends through a container and back.
             test.env("BETA9_ROUND_TRIP", "100000000");
+            // And how often a filter gets its whole input.
+            test.env("BETA9_FILTERS", "100");
         }
         test.envs(environment.iter().copied());
         test.arg("--").args(flags).args(&options.arguments);

@@ -27,4 +27,4 @@ mod tests;
 pub use error::{Error, ErrorKind, Result};
 pub use pack::pack;
 pub use tree::{Links, Tree};
-pub use unpack::{Owner, Unpacking, unpack};
+pub use unpack::{Owner, Unpacking, content, unpack};

@@ -71,6 +71,23 @@ pub fn unpack(tree: &Tree, request: &Unpacking, from: impl Read) -> Result<u64> 
     }
 }
 
+/// The content of an archive that holds one regular file, of which no more than `limit` bytes are taken.
+pub fn content(from: impl Read, limit: u64) -> Result<Vec<u8>> {
+    let mut archive = Archive::new(from);
+    let mut entries = archive.entries().map_err(broken)?;
+    let Some(found) = entries.next() else {
+        return Err(Error::new(ErrorKind::Stream, "the archive is empty"));
+    };
+    let found = found.map_err(broken)?;
+    if found.header().entry_type() != EntryType::Regular {
+        let name = shown(&found.path_bytes());
+        return Err(Error::new(ErrorKind::Refused, format!("{name} is not a regular file")));
+    }
+    let mut content = Vec::new();
+    found.take(limit).read_to_end(&mut content).map_err(broken)?;
+    Ok(content)
+}
+
 /// What an archive ends with: two blocks of zeros, of which one is enough to know it by.
 const BLOCK: usize = 512;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings, UidRange};
+use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings, StorageOptions, UidRange};
 use serde_json::Value as Json;
 
 use crate::error::Result;
@@ -24,6 +24,8 @@ enum Slot {
     Accel(fn(&mut RuntimeSettings) -> &mut QemuAccel),
     Platform(fn(&mut RuntimeSettings) -> &mut String),
     Arguments(fn(&mut RuntimeSettings) -> &mut Vec<String>),
+    /// A size of a writable layer.
+    Storage(fn(&mut RuntimeSettings) -> &mut Option<u64>),
     Flag(fn(&mut RuntimeSettings) -> &mut bool),
     /// How many of something in a second.
     Rate(fn(&mut RuntimeSettings) -> &mut u32),
@@ -31,7 +33,7 @@ enum Slot {
     Users(fn(&mut RuntimeSettings) -> &mut UidRange),
 }
 
-const SETTINGS: [(&str, Slot); 25] = [
+const SETTINGS: [(&str, Slot); 26] = [
     ("runc_bin", Slot::Program(|s| &mut s.runc_bin)),
     ("gvisor_bin", Slot::Program(|s| &mut s.gvisor_bin)),
     ("gvisor_root", Slot::Directory(|s| &mut s.gvisor_root)),
@@ -54,6 +56,7 @@ const SETTINGS: [(&str, Slot); 25] = [
     ("qemu_mem_mib", Slot::Memory(|s| &mut s.qemu_mem_mib)),
     ("qemu_root", Slot::Directory(|s| &mut s.qemu_root)),
     ("vhost_device_vsock_bin", Slot::Program(|s| &mut s.vhost_device_vsock_bin)),
+    ("storage_size", Slot::Storage(|s| &mut s.storage_size)),
     ("disk_mib_per_second", Slot::Rate(|s| &mut s.disk_mib_per_second)),
     ("disk_operations_per_second", Slot::Rate(|s| &mut s.disk_operations_per_second)),
     ("debug", Slot::Flag(|s| &mut s.debug)),
@@ -129,6 +132,15 @@ impl Slot {
                 put(slot(settings), read_word(reader, entry, &PLATFORMS)?.map(str::to_owned))
             }
             Self::Arguments(slot) => put(slot(settings), read_arguments(reader, entry)?),
+            Self::Storage(slot) => {
+                let bytes = crate::size::read(reader, entry)?;
+                let range = StorageOptions::MIN_BYTES..=StorageOptions::MAX_BYTES;
+                if let Some(bytes) = bytes.filter(|bytes| !range.contains(bytes)) {
+                    let rule = "use a size from 16m to 16t";
+                    return Err(reader.invalid(entry, &crate::size::show(bytes), rule));
+                }
+                put(slot(settings), bytes.map(Some))
+            }
             Self::Rate(slot) => put(slot(settings), reader.number(entry, 1, MAX_RATE)?),
             Self::Users(slot) => {
                 let Some(text) = reader.text(entry)? else { return Ok(false) };
@@ -153,6 +165,9 @@ impl Slot {
             Self::Accel(slot) => slot(settings).as_str().into(),
             Self::Platform(slot) => slot(settings).clone().into(),
             Self::Arguments(slot) => slot(settings).clone().into(),
+            Self::Storage(slot) => {
+                (*slot(settings)).map_or(Json::Null, |bytes| crate::size::show(bytes).into())
+            }
             Self::Flag(slot) => (*slot(settings)).into(),
             Self::Rate(slot) => (*slot(settings)).into(),
             Self::Users(slot) => slot(settings).to_string().into(),

@@ -124,6 +124,7 @@ worker:
         qemu_mem_mib: 1048576
         qemu_root: /srv/qemu
         vhost_device_vsock_bin: vsock
+        storage_size: 20GiB
         debug: false
         require_jailer: true
         jail_uids: 20000-29999
@@ -181,6 +182,7 @@ fn every_key_is_read_in_both_spellings() {
         qemu_mem_mib: MemoryMib::try_from(1 << 20).unwrap(),
         qemu_root: "/srv/qemu".into(),
         vhost_device_vsock_bin: "vsock".into(),
+        storage_size: Some(20 << 30),
         debug: false,
         require_jailer: true,
         jail_uids: "20000-29999".parse().unwrap(),

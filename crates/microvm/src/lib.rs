@@ -25,6 +25,7 @@ mod engine;
 mod guest_spec;
 mod operations;
 mod own_program;
+mod place;
 mod probe;
 mod runtime;
 mod sandbox;
@@ -37,7 +38,7 @@ use beta9_runtime::{Error, ErrorKind};
 
 pub use confine::enter as confine;
 pub(crate) use own_program::OwnProgram;
-pub use probe::{ProbeReport, find_jailer, jailer_flaws, probe, probe_key};
+pub use probe::{ProbeReport, find_jailer, jailer_flaws, probe, probe_key, probe_with};
 pub use runtime::{CAPABILITIES, Microvm, forget};
 
 /// A step on a file that failed.

@@ -12,6 +12,10 @@ impl OwnProgram {
         Self(program)
     }
 
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.clone()
+    }
+
     /// A command that runs `subcommand`.
     pub(crate) fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.0);

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use crate::OwnProgram;
 use crate::container::end_processes;
 use crate::engine::firecracker::{Version, jail};
 use crate::engine::{VmDirectory, remove};
@@ -100,6 +101,26 @@ impl std::fmt::Display for ProbeReport {
 
 /// Boots one VM to its init, exactly as a container's VM is started, and takes it away again.
 pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reaper) -> Result<ProbeReport> {
+    probe_as(&OwnProgram::default(), kind, settings, reaper).await
+}
+
+/// The same by a process that is not the worker's program; `program` takes its part of confining the VM's programs, as
+/// in [`Microvm::with_own_program`].
+pub async fn probe_with(
+    program: PathBuf,
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<ProbeReport> {
+    probe_as(&OwnProgram::at(program), kind, settings, reaper).await
+}
+
+async fn probe_as(
+    this: &OwnProgram,
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<ProbeReport> {
     let mut settings = settings.clone();
     let vsock_bin = find_programs(kind, &mut settings)?;
     let (jailer, warnings) = match kind {
@@ -119,13 +140,14 @@ pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reape
         (RuntimeKind::Firecracker, _) | (_, QemuAccel::Kvm) => {
             check_kvm()?;
             let settings = RuntimeSettings { qemu_accel: QemuAccel::Kvm, ..settings.clone() };
-            let booted = boot(kind, &settings, reaper).await.map_err(|error| kvm_cannot_boot(&error))?;
+            let booted =
+                boot(kind, &settings, reaper, this).await.map_err(|error| kvm_cannot_boot(&error))?;
             (QemuAccel::Kvm, None, booted)
         }
         (_, QemuAccel::Tcg) => {
-            (QemuAccel::Tcg, None, boot(kind, &settings, reaper).await.map_err(cannot_boot)?)
+            (QemuAccel::Tcg, None, boot(kind, &settings, reaper, this).await.map_err(cannot_boot)?)
         }
-        (_, QemuAccel::Auto) => boot_best(kind, &settings, reaper).await?,
+        (_, QemuAccel::Auto) => boot_best(kind, &settings, reaper, this).await?,
     };
     Ok(ProbeReport {
         kind,
@@ -177,16 +199,17 @@ async fn boot_best(
     kind: RuntimeKind,
     settings: &RuntimeSettings,
     reaper: &Reaper,
+    this: &OwnProgram,
 ) -> Result<(QemuAccel, Option<String>, Booted)> {
     let with = |accel| RuntimeSettings { qemu_accel: accel, ..settings.clone() };
     let kvm = match check_kvm() {
-        Ok(()) => boot(kind, &with(QemuAccel::Kvm), reaper).await,
+        Ok(()) => boot(kind, &with(QemuAccel::Kvm), reaper, this).await,
         Err(error) => Err(error),
     };
     match kvm {
         Ok(booted) => Ok((QemuAccel::Kvm, None, booted)),
         Err(error) => {
-            let booted = boot(kind, &with(QemuAccel::Tcg), reaper).await.map_err(cannot_boot)?;
+            let booted = boot(kind, &with(QemuAccel::Tcg), reaper, this).await.map_err(cannot_boot)?;
             Ok((QemuAccel::Tcg, Some(error.chain()), booted))
         }
     }
@@ -265,8 +288,13 @@ struct Booted {
     kernel: String,
 }
 
-async fn boot(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reaper) -> Result<Booted> {
-    let microvm = Microvm::new(kind, settings, reaper.clone())?;
+async fn boot(
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+    this: &OwnProgram,
+) -> Result<Booted> {
+    let microvm = Microvm::new(kind, settings, reaper.clone())?.with_own_program(this.path());
     let id = ContainerId::parse(&format!("probe-{}", ContainerId::random()))
         .map_err(|e| Error::caused(ErrorKind::Failed, "name a probe", e))?;
     let cgroup = Cgroup::at(Path::new("beta9").join(id.as_str()));
@@ -292,7 +320,7 @@ async fn boot_in(
     let failed = |e| Error::caused(ErrorKind::Failed, "make the probe's cgroup", e);
     cgroup.create().map_err(failed)?;
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
-    microvm.limit(cgroup, size);
+    microvm.limit(cgroup, size, 0);
     let host = microvm.host(cgroup, None);
     let directory = microvm.engine().settle(directory, &id.vm_id())?;
     let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;

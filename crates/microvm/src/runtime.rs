@@ -18,15 +18,18 @@ use crate::container::{MicrovmContainer, end_processes};
 use crate::engine::firecracker::Firecracker;
 use crate::engine::qemu::Qemu;
 use crate::engine::{
-    Console, DiskLimit, Drive, DriveAccess, Engine, Host, VmConfig, VmDirectory, clear, remove,
+    Console, DiskLimit, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
 };
-use crate::guest_spec::{Stdin, refuse_unsupported, translate};
+use crate::guest_spec::{Stdin, refuse_unsupported, translate, translate_network};
+use crate::place::{compete, place};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
 use crate::sizing::VmSize;
 
 /// Processes and threads that the programs of one VM may have.
 const MAX_TASKS: u64 = 512;
+/// Memory of a file server, and of what the host's kernel keeps for the files that a guest knows.
+const SHARE_MIB: u32 = 160;
 /// Microseconds that processor time is dealt out in.
 const CPU_PERIOD: u64 = 100_000;
 
@@ -129,14 +132,15 @@ impl Microvm {
             cpus: size.cpus,
             mem_mib: size.mem_mib,
             drives,
+            network: None,
             disk_limit: DiskLimit::of(&self.settings),
             console,
         }
     }
 
     /// Keeps the VM's programs to what they need, so that a guest cannot make them take the host's memory.
-    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize) {
-        let memory = u64::from(size.mem_mib + self.engine.overhead_mib()) << 20;
+    pub(crate) fn limit(&self, cgroup: &Cgroup, size: VmSize, more_mib: u32) {
+        let memory = u64::from(size.mem_mib + self.engine.overhead_mib() + more_mib) << 20;
         // The VMM's own threads have a processor to themselves beside those of the guest.
         let processors = (u64::from(size.cpus) + 1) * CPU_PERIOD;
         let limits = [
@@ -160,14 +164,17 @@ impl Microvm {
         root: RootDisk,
         size: VmSize,
     ) -> Result<MicrovmContainer> {
-        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, .. } = request;
+        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, network, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
+        guest_spec.network = network.as_ref().map(translate_network);
         let host = self.host(&cgroup, network_of(&spec));
         let directory = self.engine.settle(directory, &id.vm_id())?;
         let listeners = Listeners::bind(&directory)?;
-        let vm = self.engine.start(&self.vm_config(&id, directory.clone(), size, drives), &host).await?;
+        let mut config = self.vm_config(&id, directory.clone(), size, drives);
+        config.network = network.and_then(|end| end.tap.map(|tap| NetworkDevice { tap, mac: end.mac }));
+        let vm = self.engine.start(&config, &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
         let Listeners { control, stream, copy, share: share_listener } = listeners;
@@ -189,21 +196,6 @@ impl Microvm {
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)
-    }
-}
-
-/// Gives a VM its place among its competitors on the host.
-fn compete(cgroup: &Cgroup, spec: &Spec) {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else { return };
-    let shares = resources.cpu().as_ref().and_then(|cpu| cpu.shares());
-    let reserved = resources.memory().as_ref().and_then(|memory| memory.reservation());
-    let set = [
-        shares.map(|shares| cgroup.share_cpu(shares)),
-        reserved.and_then(|bytes| u64::try_from(bytes).ok()).map(|bytes| cgroup.reserve_memory(bytes)),
-    ];
-    for failed in set.into_iter().flatten().filter_map(std::result::Result::err) {
-        let error: &dyn std::error::Error = &failed;
-        tracing::warn!(error, "a microvm runs without a setting of its cgroup");
     }
 }
 
@@ -229,7 +221,7 @@ fn network_of(spec: &Spec) -> Option<PathBuf> {
 
 /// The drives of a root file system, and what the guest is told about them.
 fn drives_of(rootfs: &Rootfs, spec: &Spec, size: VmSize) -> Result<(Vec<Drive>, RootDisk)> {
-    let Rootfs::Block { image, format, scratch } = rootfs else {
+    let Rootfs::Block { image, format, scratch, memory_layer_bytes } = rootfs else {
         return Err(Error::new(ErrorKind::Unsupported, "a microVM takes its root file system as an image"));
     };
     let mut drives = vec![Drive { path: image.clone(), access: DriveAccess::ReadOnly }];
@@ -240,7 +232,8 @@ fn drives_of(rootfs: &Rootfs, spec: &Spec, size: VmSize) -> Result<(Vec<Drive>, 
         }
         None => {
             let half = u64::from(size.mem_mib) << 19;
-            WritableLayer::Memory(crate::guest_spec::memory_limit(spec).unwrap_or(half))
+            let limit = memory_layer_bytes.or_else(|| crate::guest_spec::memory_limit(spec));
+            WritableLayer::Memory(limit.unwrap_or(half))
         }
     };
     for drive in &drives {
@@ -273,9 +266,12 @@ impl Runtime for Microvm {
     async fn create(&self, request: CreateRequest) -> Result<Box<dyn Container>> {
         let size = VmSize::of(&request.spec, self.kind, &self.settings)?;
         let (drives, root) = drives_of(&request.rootfs, &request.spec, size)?;
-        let (id, cgroup) = (request.id.clone(), request.cgroup.clone());
+        let mut request = request;
+        let id = request.id.clone();
+        place(&mut request.cgroup, &request.spec)?;
+        let cgroup = request.cgroup.clone();
         let directory = VmDirectory::create(self.root(), &id)?;
-        self.limit(&cgroup, size);
+        self.limit(&cgroup, size, if request.mounts.is_empty() { 0 } else { SHARE_MIB });
         compete(&cgroup, &request.spec);
         let path = directory.path().to_owned();
         match self.build(request, directory, drives, root, size).await {

@@ -4,7 +4,7 @@ use beta9_runtime::{Error, ErrorKind, Result};
 use beta9_types::{LimitChange, MemoryMib, RuntimeKind, RuntimeSettings};
 use oci_spec::runtime::Spec;
 
-use crate::guest_spec::{cpu_limit, memory_limit};
+use crate::guest_spec::{cpu_limit, cpu_set, memory_limit};
 
 /// What the guest's kernel and init use beside the container: an estimate, with room for page cache and slabs. A
 /// limit of 64 MiB works with it, which the stories show.
@@ -29,7 +29,7 @@ impl VmSize {
         Self { cpus, mem_mib: mem.get() }
     }
 
-    /// vCPUs: the CPU limit rounded up, at most what the host and the engines have. Memory: the limit and what
+    /// vCPUs: the CPU limit rounded up, or the number of CPUs that were chosen, at most what the host and the engines have. Memory: the limit and what
     /// the guest itself needs. Where the spec has no limit the settings decide.
     pub(crate) fn of(spec: &Spec, kind: RuntimeKind, settings: &RuntimeSettings) -> Result<Self> {
         let (cpus, mem) = match kind {
@@ -38,7 +38,8 @@ impl VmSize {
         };
         let wanted = match cpu_limit(spec)? {
             Some((quota, period)) => quota.div_ceil(period),
-            None => cpus.into(),
+            // As many as it may run on, which is what it would see without a VM.
+            None => cpu_set(spec).unwrap_or(cpus.into()),
         };
         let available = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         let cpus = wanted.clamp(1, available.min(MAX_CPUS));
@@ -93,7 +94,9 @@ mod tests {
         assert_eq!(size(r#"{"memory":{"limit":67108865}}"#).unwrap().mem_mib, 65 + 128);
         assert_eq!(size(r#"{"memory":{"limit":-1}}"#).unwrap().mem_mib, 512);
         assert_eq!(size(r#"{"cpu":{"quota":50000,"period":100000}}"#).unwrap().cpus, 1);
+        assert_eq!(size(r#"{"cpu":{"cpus":"0"}}"#).unwrap().cpus, 1);
         let all = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(usize::from(size(r#"{"cpu":{"cpus":"0-1,3"}}"#).unwrap().cpus), all.min(3));
         assert_eq!(
             usize::from(size(r#"{"cpu":{"quota":99000000,"period":100000}}"#).unwrap().cpus),
             all.min(32)

@@ -11,7 +11,7 @@ use beta9_runtime::{
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{ContainerId, RuntimeKind, RuntimeSettings};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::container::{self, OomRule};
 use crate::program::{Files, Program};
@@ -35,7 +35,7 @@ pub struct Gvisor {
 
 impl Gvisor {
     /// Finds the program and picks its platform: the configured one where the program knows it, else `ptrace`. Returns
-    /// the settings with both filled in. Runs the program once and waits for it, so never call this in a process that
+    /// the settings with both filled in, and with the flag that has files written where they are looked for. Runs the program once and waits for it, so never call this in a process that
     /// has a reaper.
     pub fn find(settings: &RuntimeSettings) -> Result<RuntimeSettings> {
         let bin = find_program(&settings.gvisor_bin).ok_or_else(|| {
@@ -46,8 +46,14 @@ impl Gvisor {
             Error::new(ErrorKind::Unavailable, text)
         })?;
         let mut found = settings.clone();
-        if settings.gvisor_platform == "systrap" && !knows_systrap(&bin)? {
+        // systrap came in 2023; an older program refuses the flag's value with "unknown platform".
+        if settings.gvisor_platform == "systrap" && !takes(&bin, "--platform=systrap", "unknown platform")? {
             found.gvisor_platform = "ptrace".to_owned();
+        }
+        // Since 2023 it keeps what a container writes in a file of its own, where no other tool and no next start finds it.
+        let is_chosen = settings.gvisor_extra_args.iter().any(|flag| flag.contains("-overlay"));
+        if !is_chosen && takes(&bin, OWN_LAYER, "not defined")? {
+            found.gvisor_extra_args.insert(0, OWN_LAYER.to_owned());
         }
         found.gvisor_bin = bin;
         Ok(found)
@@ -57,21 +63,34 @@ impl Gvisor {
     pub fn new(settings: &RuntimeSettings, reaper: Reaper) -> Self {
         let mut global: Vec<OsString> = vec!["--root".into(), settings.gvisor_root.clone().into()];
         global.push(format!("--platform={}", settings.gvisor_platform).into());
-        // Loopback only, until networks exist.
-        global.push("--network=none".into());
         global.extend(settings.gvisor_extra_args.iter().map(OsString::from));
         let program = Program { bin: settings.gvisor_bin.clone(), global };
         Self { program, root: settings.gvisor_root.clone(), reaper }
     }
 }
 
-/// systrap came in 2023; an older program refuses the flag's value with "unknown platform".
-fn knows_systrap(bin: &Path) -> Result<bool> {
+/// gVisor's word for the network that a spec asks for: its own stack on the interfaces of a namespace that exists, loopback
+/// in a new one, or the host's stack.
+fn network_of(spec: &Spec) -> &'static str {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let network = namespaces.into_iter().flatten().find(|one| one.typ() == LinuxNamespaceType::Network);
+    match network {
+        Some(namespace) if namespace.path().is_some() => "sandbox",
+        Some(_) => "none",
+        None => "host",
+    }
+}
+
+/// Has the program write into the directory that it is given, which has a writable layer already.
+const OWN_LAYER: &str = "--overlay2=none";
+
+/// Whether the program takes a flag; one that does not says so in these words.
+fn takes(bin: &Path, flag: &str, refusal: &str) -> Result<bool> {
     let output = Command::new(bin)
-        .args(["--platform=systrap", "help"])
+        .args([flag, "help"])
         .output()
         .map_err(|e| Error::caused(ErrorKind::Unavailable, format!("run {}", bin.display()), e))?;
-    Ok(output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("unknown platform"))
+    Ok(output.status.success() && !String::from_utf8_lossy(&output.stderr).contains(refusal))
 }
 
 #[async_trait]
@@ -110,7 +129,9 @@ impl Runtime for Gvisor {
                 .open_cpuset()
                 .map_err(|e| Error::caused(ErrorKind::Failed, "prepare the cgroup's processors", e))?;
         }
-        runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
+        let mut program = self.program.clone();
+        program.global.push(format!("--network={}", network_of(&request.spec)).into());
+        runc::create(program, &self.reaper, OomRule::Sandbox, request).await
     }
 
     async fn clean(&self, id: &ContainerId, dir: &Path, cgroup: &Cgroup) -> Result<()> {

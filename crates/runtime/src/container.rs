@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
+use beta9_types::{Attachment, BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
 use oci_spec::runtime::Spec;
 
 use crate::{Capabilities, Operations, Processes, Result};
@@ -96,6 +96,8 @@ pub enum Rootfs {
         format: String,
         /// An empty ext4 file system of this container's own; the guest's memory where absent.
         scratch: Option<PathBuf>,
+        /// The most that the writable layer holds where it is in the guest's memory.
+        memory_layer_bytes: Option<u64>,
     },
 }
 
@@ -117,6 +119,8 @@ pub struct CreateRequest {
     pub cgroup: Cgroup,
     /// Where the timeline is written.
     pub marks: Marks,
+    /// Its end of a network, in a namespace that the spec names; none where it has loopback only, or the host's own.
+    pub network: Option<Attachment>,
 }
 
 /// The container's ends of its streams, or of those of one more process of it. Dropping them is end-of-file for whoever

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use beta9_types::{ExecId, TerminalSize};
+use beta9_types::{ExecId, SignalNumber, TerminalSize};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::de::DeserializeOwned;
@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio_util::bytes::Bytes;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-use crate::directory::ContainerDirectory;
+use crate::directory::{ContainerDirectory, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operate::{Answer, CHUNK, Copy, CopyPiece, Operation, Refusal};
 use crate::protocol::{AttachFrom, ExecSpec, Input, Piece, Reads, Reply, Request, Until, Update, codec};
@@ -26,12 +26,18 @@ type Connection = Framed<UnixStream, LengthDelimitedCodec>;
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     directory: ContainerDirectory,
+    socket: Socket,
 }
 
 impl Supervisor {
     /// The supervisor of the container in `directory`. Connects at each call.
     pub fn of(directory: ContainerDirectory) -> Self {
-        Self { directory }
+        Self { directory, socket: Socket::Supervisor }
+    }
+
+    /// Whoever lends out the files of the container in `directory`, which does not run. It copies and can be stopped.
+    pub fn lender_of(directory: ContainerDirectory) -> Self {
+        Self { directory, socket: Socket::Lender }
     }
 
     /// Sends signal `number` to the main process, or to `all` processes.
@@ -49,10 +55,10 @@ impl Supervisor {
         self.ask(&Request::Resize { exec, size }).await.map(drop)
     }
 
-    /// Has the container stopped: SIGTERM, and SIGKILL after `grace`. Returns at once.
-    pub async fn stop(&self, grace: Duration) -> Result<()> {
+    /// Has the container stopped: its stop signal or the one given, and SIGKILL after `grace`. Returns at once.
+    pub async fn stop(&self, grace: Duration, signal: Option<SignalNumber>) -> Result<()> {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        self.ask(&Request::Stop { grace_ms }).await.map(drop)
+        self.ask(&Request::Stop { grace_ms, signal }).await.map(drop)
     }
 
     /// A stream of every change from now on, the present state first.
@@ -114,7 +120,7 @@ impl Supervisor {
     async fn ask_within(&self, request: &Request, deadline: Duration) -> Result<(Connection, Reply)> {
         let exchange = async {
             let directory = self.directory.open().map_err(|e| self.gone(e))?;
-            let path = self.directory.short_socket_path(&directory);
+            let path = ContainerDirectory::short_path(&directory, self.socket);
             let stream = UnixStream::connect(path).await.map_err(|e| self.gone(e))?;
             let mut connection = Framed::new(stream, codec());
             let body = serde_json::to_vec(request).map_err(|e| self.gone(e))?;

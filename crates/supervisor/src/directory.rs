@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use beta9_types::ContainerId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +34,11 @@ impl ContainerDirectory {
     /// A directory by its path, as a supervisor gets it.
     pub fn at(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// The worker's root that it is below.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        self.path().parent().and_then(Path::parent)
     }
 
     /// Where it is.
@@ -67,18 +73,53 @@ impl ContainerDirectory {
         self.path.join("supervisor.lock")
     }
 
-    pub(crate) fn socket_name(&self) -> &'static str {
-        "supervisor.sock"
+    /// There while somebody lends out the files of the container, which does not run.
+    pub(crate) fn lending(&self) -> PathBuf {
+        self.path.join("lending")
     }
 
-    /// The socket by a path that is short whatever the root: a socket address holds 107 bytes.
-    pub(crate) fn short_socket_path(&self, directory: &File) -> PathBuf {
+    /// A socket by a path that is short whatever the root: a socket address holds 107 bytes.
+    pub(crate) fn short_path(directory: &File, socket: Socket) -> PathBuf {
         use std::os::fd::AsRawFd;
-        PathBuf::from(format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), self.socket_name()))
+        PathBuf::from(format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), socket.name()))
+    }
+
+    /// Makes a socket. The directory is 0700, so nobody else reaches it whatever its own mode.
+    pub(crate) fn listen(&self, socket: Socket) -> Result<UnixListener> {
+        let handle = self.open()?;
+        let path = Self::short_path(&handle, socket);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file("remove", &path, e)),
+            _ => {}
+        }
+        UnixListener::bind(&path).map_err(|e| Error::file("listen on", self.path.join(socket.name()), e))
+    }
+
+    /// Takes a socket away.
+    pub(crate) fn unlisten(&self, socket: Socket) {
+        let _ = fs::remove_file(self.path.join(socket.name()));
     }
 
     pub(crate) fn open(&self) -> Result<File> {
         File::open(&self.path).map_err(|e| Error::file("open", &self.path, e))
+    }
+}
+
+/// Who answers in a container's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Socket {
+    /// The supervisor of a container that runs.
+    Supervisor,
+    /// Whoever lends out the files of one that does not.
+    Lender,
+}
+
+impl Socket {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Supervisor => "supervisor.sock",
+            Self::Lender => "lender.sock",
+        }
     }
 }
 

@@ -7,13 +7,15 @@
 //! <root>/containers/<id>/
 //!   record.json       what was asked for and what it became; written once by the worker
 //!   config.json       the OCI runtime spec, before the runtime adapts it
+//!   network.json      what there is of its network, written before it is made
 //!   state.json        where the container is in its life; replaced atomically by the supervisor
 //!   log               stdout and stderr, one entry per line or piece, in the CRI log format
 //!   log.<position>    the same, what came before; the oldest are thrown away
 //!   supervisor.lock   held for as long as the supervisor lives: the proof that it does
 //!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
-//!   upper/ work/ rootfs/ scratch.ext4   the writable layer
+//!   lending lender.sock   while the files of a container that does not run are lent out
+//!   upper/ work/ layer/ layer.ext4 rootfs/ scratch.ext4   the writable layer
 //! ```
 //!
 //! ```text
@@ -31,9 +33,14 @@ mod client;
 mod directory;
 mod error;
 mod exec;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+mod lend;
 mod life;
 mod lock;
 mod log;
+mod network;
 mod operate;
 mod protocol;
 mod record;
@@ -44,10 +51,12 @@ mod runtimes;
 mod server;
 mod stdio;
 mod stopped;
+mod volumes;
 
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
 pub use error::{Error, ErrorKind, Result};
+pub use lend::end_lending;
 pub use life::{Purpose, cgroup_oci_path, supervise};
 pub use lock::{Liveness, liveness};
 pub use log::{LogEntry, LogFiles, LogParser, Stream, timestamp};
@@ -56,3 +65,4 @@ pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
 pub use stopped::copy_stopped;
+pub use volumes::{OwnVolumes, volumes_in_use};

@@ -1,19 +1,17 @@
 //! The life of one container, from the supervisor's first instruction to its last.
 
-use std::fs;
+mod running;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_runtime::{
-    Container, ContainerStdio, CreateRequest, Marks, Operations, Rootfs, Runtime, SignalTarget,
-};
+use beta9_runtime::{Container, ContainerStdio, CreateRequest, Marks, Rootfs, Runtime};
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{ContainerId, ContainerState, Exit, Phase, TerminalSize};
 use oci_spec::runtime::Spec;
-use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -22,18 +20,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::attach::Reserved;
-use crate::directory::ContainerDirectory;
+use crate::directory::{ContainerDirectory, Socket};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
 use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
-use crate::operate::{self, Answer, Ask, Operation, Refusal};
+use crate::network::Network;
+use crate::operate::{Ask, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
 use crate::server::{Command, Server};
 use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
-use crate::{recover, rootfs, runtimes};
+use crate::volumes::OwnVolumes;
+use crate::{lend, recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
 pub(crate) const READY: &str = "ready\n";
@@ -42,10 +42,6 @@ const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 
 /// Bytes still in the pipes when the process is gone are read within this time.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-/// A container that survives SIGKILL for so long is ended from outside.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// A signal that was being sent when the container ended is answered within this time.
-const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a record that goes away with its container waits for somebody to see the end.
 const LINGER: Duration = Duration::from_secs(5);
 /// A supervisor whose container is over ends within this time, so that the container can be started again.
@@ -60,6 +56,8 @@ pub enum Purpose {
     Start,
     /// To clean up after a supervisor that died, and nothing else: what is over stays over.
     Recover,
+    /// To lend out the files of a container that does not run, where only its runtime can read them.
+    Lend,
 }
 
 /// Runs the supervisor of the container in `directory`, or cleans up after one that died.
@@ -74,10 +72,18 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
     let record = Record::require(&directory)?;
     let state = StateFile::read(&directory)?;
     let is_over = state.state == ContainerState::Created || (state.cleaned && state.state.exit().is_some());
-    if is_over && purpose == Purpose::Recover {
-        return Ok(());
+    let was_lent = directory.lending().exists();
+    match purpose {
+        Purpose::Recover if is_over && !was_lent => return Ok(()),
+        Purpose::Lend if !is_over => {
+            let text = "the container is being started or cleaned up: try again";
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
+        _ => {}
     }
 
+    let mounts = beta9_sys::namespaces::current_mounts()
+        .map_err(|e| Error::caused(ErrorKind::File, "remember the host's mounts", e))?;
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
     leave_the_workers_cgroup();
@@ -88,16 +94,28 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::caused(ErrorKind::File, "start an event loop", e))?;
+    let network = Network::new(mounts, &reaper);
     runtime.block_on(async {
-        if is_over {
-            live(directory, record, &reaper).await
-        } else {
-            recover::clean_up(&directory, &record, state, &reaper).await
+        if !is_over {
+            return recover::clean_up(&directory, &record, state, &reaper, network).await;
+        }
+        if was_lent {
+            recover::sweep(&directory, &record, &reaper).await?;
+        }
+        match purpose {
+            Purpose::Start => live(directory, record, &reaper, network).await,
+            Purpose::Lend => lend::serve(directory, record, &reaper).await,
+            Purpose::Recover => Ok(()),
         }
     })
 }
 
-async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
+async fn live(
+    directory: ContainerDirectory,
+    record: Record,
+    reaper: &Reaper,
+    network: Network,
+) -> Result<()> {
     let marks = Marks::default();
     marks.reach(Phase::SupervisorStarted);
     let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
@@ -126,7 +144,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
         end_was_seen: Notify::new(),
     });
     let (open, closing) = oneshot::channel();
-    let serving = tokio::spawn(Arc::clone(&server).run(listen(&directory)?, closing));
+    let serving = tokio::spawn(Arc::clone(&server).run(directory.listen(Socket::Supervisor)?, closing));
     announce_ready();
 
     let cgroup = cgroup(&record.id);
@@ -134,7 +152,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
     let mut life =
-        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs, network };
     // What clients write goes to the latest start.
     let again = || {
         log.keep();
@@ -149,9 +167,9 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     if life.record.request.auto_remove {
         // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
-        recover::forget(&life.directory, &life.record);
+        recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
     }
-    let _ = fs::remove_file(life.directory.path().join(life.directory.socket_name()));
+    life.directory.unlisten(Socket::Supervisor);
     drop(open);
     let _ = serving.await;
     Ok(())
@@ -178,20 +196,8 @@ pub fn cgroup_oci_path(id: &ContainerId) -> PathBuf {
     cgroup(id).oci_path()
 }
 
-fn listen(directory: &ContainerDirectory) -> Result<UnixListener> {
-    let handle = directory.open()?;
-    let path = directory.short_socket_path(&handle);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::file("remove", &path, e)),
-        _ => {}
-    }
-    // The directory is 0700, so nobody else reaches the socket whatever its own mode.
-    UnixListener::bind(&path)
-        .map_err(|e| Error::file("listen on", directory.path().join(directory.socket_name()), e))
-}
-
 /// Tells the worker, which may be gone already.
-fn announce_ready() {
+pub(crate) fn announce_ready() {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(READY.as_bytes()).and_then(|()| stdout.flush());
 }
@@ -229,6 +235,7 @@ struct Life {
     reaper: Reaper,
     restarts: Restarts,
     execs: Arc<Execs>,
+    network: Network,
 }
 
 impl Life {
@@ -259,6 +266,7 @@ impl Life {
                     }
                 }
             };
+            self.network.end(&self.directory, &self.record).await;
             self.marks.reach(Phase::Cleaned);
             return self.publish(ContainerState::Exited(exit), true);
         }
@@ -318,41 +326,39 @@ impl Life {
         }
     }
 
-    /// Whether a signal asks for the container's end, after which no policy starts it again.
-    fn ends(&self, number: i32) -> bool {
-        number == SIGKILL || number == self.record.stop_signal.get()
-    }
-
     /// Creates and starts the container, unless somebody stops it first.
     async fn start(&mut self, stdio: ContainerStdio) -> std::result::Result<Box<dyn Container>, Exit> {
-        let starting = start(
-            &self.directory,
-            &self.record,
-            &self.marks,
-            &self.cgroup,
-            self.runtime.as_ref(),
-            &self.reaper,
-            stdio,
-        );
-        tokio::pin!(starting);
-        let started = loop {
-            tokio::select! {
-                started = &mut starting => break started,
-                command = next_command(&mut self.inbox) => match command {
-                    Command::Signal { number, done, .. } if number != SIGKILL => {
-                        let _ = done.send(Err("the container has not started yet".to_owned()));
-                    }
-                    Command::Signal { done, .. } => {
-                        self.restarts.stop();
-                        let _ = done.send(Ok(()));
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
-                    }
-                    Command::Ask(ask) => refuse(ask),
-                    Command::Stop { .. } => {
-                        self.restarts.stop();
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
-                    }
-                },
+        let started = {
+            let starting = start(
+                &self.directory,
+                &self.record,
+                &self.marks,
+                &self.cgroup,
+                self.runtime.as_ref(),
+                &self.reaper,
+                &mut self.network,
+                stdio,
+            );
+            tokio::pin!(starting);
+            loop {
+                tokio::select! {
+                    started = &mut starting => break started,
+                    command = next_command(&mut self.inbox) => match command {
+                        Command::Signal { number, done, .. } if number != SIGKILL => {
+                            let _ = done.send(Err("the container has not started yet".to_owned()));
+                        }
+                        Command::Signal { done, .. } => {
+                            self.restarts.stop();
+                            let _ = done.send(Ok(()));
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
+                        }
+                        Command::Ask(ask) => refuse(ask),
+                        Command::Stop { .. } => {
+                            self.restarts.stop();
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
+                        }
+                    },
+                }
             }
         };
         match started {
@@ -364,115 +370,6 @@ impl Life {
             }
             Err(exit) => Err(exit),
         }
-    }
-
-    /// Waits for the verdict and passes on signals and operations meanwhile.
-    async fn watch_over(&mut self, container: &mut dyn Container) -> Exit {
-        let pid = container.pid();
-        let (signals, operations) = (container.signals(), container.operations());
-        let mut deadline = Deadline::None;
-        let mut sends = JoinSet::new();
-        let mut operating = JoinSet::new();
-        let mut is_changing = false;
-        let send = |number, target| {
-            let signals = Arc::clone(&signals);
-            async move { signals.send(number, target).await.map_err(|e| e.chain()) }
-        };
-        loop {
-            let at = deadline.at();
-            tokio::select! {
-                exit = container.exit() => {
-                    // Whoever sent the signal that ended it gets an answer.
-                    let _ = timeout(SEND_DEADLINE, async { while sends.join_next().await.is_some() {} }).await;
-                    return exit;
-                }
-                command = next_command(&mut self.inbox) => match command {
-                    Command::Signal { number, all, done } => {
-                        if self.ends(number) {
-                            self.restarts.stop();
-                        }
-                        let target = if all { SignalTarget::All } else { SignalTarget::Main };
-                        let thaw = (number == SIGKILL).then(|| self.thaw(&operations)).flatten();
-                        let sending = send(number, target);
-                        let again = send(number, target);
-                        sends.spawn(async move {
-                            let mut sent = sending.await;
-                            if let Some(thaw) = thaw {
-                                thaw.await;
-                                // A runtime that takes no signals for a frozen container takes them now.
-                                if sent.is_err() {
-                                    sent = again.await;
-                                }
-                            }
-                            drop(done.send(sent));
-                        });
-                    }
-                    Command::Stop { grace } => {
-                        self.restarts.stop();
-                        let number = self.record.stop_signal.get();
-                        let thaw = self.thaw(&operations);
-                        let (sending, again) = (send(number, SignalTarget::Main), send(number, SignalTarget::Main));
-                        sends.spawn(async move {
-                            let sent = sending.await;
-                            if let Some(thaw) = thaw {
-                                thaw.await;
-                                if sent.is_err() {
-                                    drop(again.await);
-                                }
-                            }
-                        });
-                        deadline = deadline.sooner(Deadline::Kill(Instant::now() + grace));
-                    }
-                    Command::Ask(Ask::Copying { done }) => drop(done.send(Ok(Arc::clone(&operations)))),
-                    Command::Ask(Ask::Operation { operation, done }) => {
-                        if let Operation::Restart { policy } = operation {
-                            self.restarts.follow(policy);
-                        }
-                        match operate::refusal(&operation, &self.updates.borrow().state.state, is_changing) {
-                            Some(refusal) => drop(done.send(Err(refusal))),
-                            None => {
-                                is_changing |= matches!(operation, Operation::Pause | Operation::Resume);
-                                operating.spawn(operate::run(Arc::clone(&operations), operation, done));
-                            }
-                        }
-                    }
-                },
-                Some(Ok(over)) = operating.join_next() => {
-                    let operate::Over { operation, outcome, done } = over;
-                    let is_done = matches!(outcome, Ok(Answer::Done));
-                    match operation {
-                        Operation::Pause if is_done => self.publish(ContainerState::Paused { pid }, false),
-                        Operation::Resume if is_done => self.publish(ContainerState::Running { pid }, false),
-                        _ => {}
-                    }
-                    is_changing &= !matches!(operation, Operation::Pause | Operation::Resume);
-                    drop(done.send(outcome));
-                }
-                () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => match deadline {
-                    Deadline::Kill(_) => {
-                        let sending = send(SIGKILL, SignalTarget::Main);
-                        sends.spawn(async move { drop(sending.await); });
-                        deadline = Deadline::GiveUp(Instant::now() + KILL_DEADLINE);
-                    }
-                    _ => {
-                        let text = "it did not end after SIGKILL, so its runtime was ended";
-                        return Exit { message: Some(text.to_owned()), ..Exit::signaled(9) };
-                    }
-                },
-                Some(_) = sends.join_next() => {}
-            }
-        }
-    }
-
-    /// What lets a frozen container go on, so that it can end; `None` where it is not frozen.
-    fn thaw(&self, operations: &Arc<dyn Operations>) -> Option<impl Future<Output = ()> + use<>> {
-        let is_frozen = matches!(self.updates.borrow().state.state, ContainerState::Paused { .. });
-        let (operations, container) = (Arc::clone(operations), self.record.id.clone());
-        is_frozen.then_some(async move {
-            if let Err(error) = operations.resume().await {
-                tracing::warn!(%container, error = error.chain(), "a frozen container that is to end stays frozen");
-            }
-        })
     }
 
     /// Undoes everything, in reverse.
@@ -510,34 +407,7 @@ enum Ended {
     Again(Exit, Duration),
 }
 
-/// When patience with a container that was told to stop ends.
-#[derive(Debug, Clone, Copy)]
-enum Deadline {
-    None,
-    /// SIGKILL is sent then.
-    Kill(Instant),
-    /// Its runtime is ended then.
-    GiveUp(Instant),
-}
-
-impl Deadline {
-    fn at(self) -> Option<Instant> {
-        match self {
-            Self::None => None,
-            Self::Kill(at) | Self::GiveUp(at) => Some(at),
-        }
-    }
-
-    /// A second stop may shorten the grace of the first, never lengthen it.
-    fn sooner(self, other: Self) -> Self {
-        match (self.at(), other.at()) {
-            (Some(mine), Some(theirs)) if mine <= theirs => self,
-            (Some(_), None) => self,
-            _ => other,
-        }
-    }
-}
-
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 async fn start(
     directory: &ContainerDirectory,
     record: &Record,
@@ -545,6 +415,32 @@ async fn start(
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
     reaper: &Reaper,
+    network: &mut Network,
+    stdio: ContainerStdio,
+) -> std::result::Result<Box<dyn Container>, Exit> {
+    let mut container =
+        create(directory, record, marks, cgroup, runtime, reaper, Some(network), stdio).await?;
+    match container.start().await {
+        Ok(()) => Ok(container),
+        Err(error) => {
+            if let Err(left) = container.delete().await {
+                tracing::warn!(error = left.chain(), "a failed start could not be undone");
+            }
+            Err(Exit::start_failed(error.exit_code(), error.chain()))
+        }
+    }
+}
+
+/// Everything of a start but the execution of the container's process.
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
+pub(crate) async fn create(
+    directory: &ContainerDirectory,
+    record: &Record,
+    marks: &Marks,
+    cgroup: &Cgroup,
+    runtime: &dyn Runtime,
+    reaper: &Reaper,
+    network: Option<&mut Network>,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
     let ours = |message: String| Exit::start_failed(Exit::OUR_FAILURE, message);
@@ -554,17 +450,27 @@ async fn start(
         .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
-    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
-        .await
-        .map_err(|e| ours(format!("prepare the root file system: {e}")))?
-        .map_err(failed)?;
+    let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
+    // Neither needs the other.
+    let preparing = async {
+        let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper)).await;
+        marks.reach(Phase::RootfsReady);
+        rootfs
+    };
+    let connecting = async {
+        let Some(network) = network else { return Ok(None) };
+        let attached = network.ready(directory, record, &mut spec).await;
+        marks.reach(Phase::NetworkReady);
+        attached
+    };
+    let (rootfs, attached) = tokio::join!(preparing, connecting);
+    let rootfs = rootfs.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
+    let network = attached.map_err(ours)?;
     if let Rootfs::Directory(path) = &rootfs
         && let Some(root) = spec.root_mut()
     {
         root.set_path(path.clone());
     }
-    marks.reach(Phase::RootfsReady);
 
     let request = CreateRequest {
         id: record.id.clone(),
@@ -575,22 +481,14 @@ async fn start(
         stdio,
         cgroup: cgroup.clone(),
         marks: marks.clone(),
+        network,
     };
-    let mut container = runtime.create(request).await.map_err(failed)?;
-    match container.start().await {
-        Ok(()) => Ok(container),
-        Err(error) => {
-            if let Err(left) = container.delete().await {
-                tracing::warn!(error = left.chain(), "a failed start could not be undone");
-            }
-            Err(failed(error))
-        }
-    }
+    runtime.create(request).await.map_err(failed)
 }
 
 /// The next thing asked of the container. The sender lives in the server and in the SIGTERM task.
 async fn next_command(inbox: &mut mpsc::Receiver<Command>) -> Command {
-    inbox.recv().await.unwrap_or(Command::Stop { grace: OWN_GRACE })
+    inbox.recv().await.unwrap_or(Command::Stop { grace: OWN_GRACE, signal: None })
 }
 
 /// Answers what is asked of a container that does not run yet.
@@ -608,7 +506,7 @@ fn stop_on_terminate(commands: mpsc::Sender<Command>) -> Result<()> {
         signal(SignalKind::terminate()).map_err(|e| Error::caused(ErrorKind::File, "receive SIGTERM", e))?;
     tokio::spawn(async move {
         while terminate.recv().await.is_some() {
-            let _ = commands.send(Command::Stop { grace: OWN_GRACE }).await;
+            let _ = commands.send(Command::Stop { grace: OWN_GRACE, signal: None }).await;
         }
     });
     Ok(())

@@ -17,7 +17,7 @@
 //! A Piece or an Input is one byte that says which, and what it holds. A connection that closes without the last of them
 //! was cut off.
 
-use beta9_types::{ExecId, Exit, TerminalSize};
+use beta9_types::{ExecId, Exit, SignalNumber, TerminalSize};
 use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
 use tokio_util::bytes::{BufMut, Bytes, BytesMut};
@@ -43,8 +43,12 @@ pub(crate) enum Request {
         #[serde(default)]
         exec: Option<ExecId>,
     },
-    /// SIGTERM, and SIGKILL after the grace period. Answered at once; `watch` tells the end.
-    Stop { grace_ms: u64 },
+    /// Its stop signal or this one, and SIGKILL after the grace period. Answered at once; `watch` tells the end.
+    Stop {
+        grace_ms: u64,
+        #[serde(default)]
+        signal: Option<SignalNumber>,
+    },
     /// Change the size of the terminal of the main process, or of one that `Exec` started.
     Resize { exec: Option<ExecId>, size: TerminalSize },
     /// Report every change, up to the end of the start or up to the end of the container.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use beta9_types::SignalNumber;
 use futures_util::{SinkExt, StreamExt};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
@@ -30,7 +31,7 @@ const NOT_RUNNING: &str = "the container is not running";
 /// What clients ask of the task that owns the container.
 pub(crate) enum Command {
     Signal { number: i32, all: bool, done: oneshot::Sender<Result<(), String>> },
-    Stop { grace: Duration },
+    Stop { grace: Duration, signal: Option<SignalNumber> },
     Ask(Ask),
 }
 
@@ -110,10 +111,10 @@ impl Server {
                 };
                 let _ = send(&mut connection, &reply).await;
             }
-            Ok(Request::Stop { grace_ms }) => {
+            Ok(Request::Stop { grace_ms, signal }) => {
                 let grace = Duration::from_millis(grace_ms);
                 // A container that has just ended is stopped: that is what was wanted.
-                let _ = self.commands.send(Command::Stop { grace }).await;
+                let _ = self.commands.send(Command::Stop { grace, signal }).await;
                 let _ = send(&mut connection, &Reply::Ok).await;
             }
             Ok(Request::Watch { until }) => self.watch(connection, until).await,

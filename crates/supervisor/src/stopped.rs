@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use beta9_archive::{Links, Owner, Tree, Unpacking, pack, unpack};
 use beta9_sys::namespaces::enter_private_mounts;
-use beta9_types::chain;
+use beta9_types::{StorageMedium, chain};
 
 use crate::directory::ContainerDirectory;
 use crate::lock::try_lock;
@@ -16,7 +16,9 @@ use crate::rootfs;
 /// Copies files of a container that does not run, with the archive on `stream`. Its files are mounted for this thread
 /// alone, so it must be one that ends with the copy. Blocks, and keeps the container from being started meanwhile.
 ///
-/// The disk of a VM's container is read by no kernel but a guest's, so it is refused.
+/// The disk of a VM's container is read by no kernel but a guest's, so it is refused: see [`Supervisor::lender_of`].
+///
+/// [`Supervisor::lender_of`]: crate::Supervisor::lender_of
 pub fn copy_stopped(
     directory: &ContainerDirectory,
     record: &Record,
@@ -30,13 +32,16 @@ pub fn copy_stopped(
         );
         return Err(Refusal::new(text));
     };
+    if record.request.options.files.storage.medium == StorageMedium::Memory && matches!(copy, Copy::In(_)) {
+        return Err(Refusal::new("what it writes is in its memory, which it does not have: start it first"));
+    }
     let failed = |error: &dyn std::error::Error| Refusal::new(chain(error));
     let lock = try_lock(directory).map_err(|e| failed(&e))?;
     let Some(_lock) = lock else {
         return Err(Refusal::new("it is being started or cleaned up: try again"));
     };
     enter_private_mounts().map_err(|e| failed(&e))?;
-    let root = rootfs::overlay(directory, tree)?;
+    let root = rootfs::stopped(directory, tree, record)?;
     let copied =
         beta9_oci::mount_volumes(&root, &record.request.mounts).map_err(Refusal::from).and_then(|()| {
             let tree = Tree::open(&root, Links::InRoot)?;

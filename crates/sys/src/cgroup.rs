@@ -4,6 +4,7 @@
 //! (Linux 5.14). The functions here hide the difference for the few things the host needs: make, limit,
 //! enter, count, kill, remove, and read the kernel's OOM count.
 
+mod place;
 mod usage;
 
 use std::fs;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Error, Result};
+
+pub use place::{Direction, Throttle};
 
 /// v1 controllers that a group of ours is made in: the ones with limits that we set or read.
 const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
@@ -349,7 +352,7 @@ fn delegate_v2(directory: &Path) {
         directory.ancestors().skip(1).take_while(|dir| dir.join("cgroup.controllers").exists()).collect();
     ancestors.reverse();
     for ancestor in ancestors {
-        for controller in ["+memory", "+pids", "+cpu", "+io"] {
+        for controller in ["+memory", "+pids", "+cpu", "+io", "+cpuset"] {
             // A controller that the host keeps for v1 or does not have shows when its limit is written.
             let _ = fs::write(ancestor.join("cgroup.subtree_control"), controller);
         }

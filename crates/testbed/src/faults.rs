@@ -4,11 +4,14 @@
 
 mod client;
 mod confined;
+mod events;
 mod fallback;
 mod floods;
 mod initramfs;
 mod kernel;
+mod lender;
 mod missing_kernel;
+mod source;
 mod supervisor;
 mod traces;
 mod vmm;
@@ -73,6 +76,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
                 run: Box::new(move || run(runtime)),
             }
         };
+        all.push(on("what_happens_is_told", events::are_told));
         all.push(on("a_killed_client_leaves_its_container", client::is_killed));
         all.push(on(
             "a_supervisor_killed_at_each_step_of_the_start_is_reported",
@@ -84,8 +88,10 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         ));
         all.push(on("a_supervisor_killed_while_running_is_reported", supervisor::is_killed_while_running));
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
+        all.push(on("a_mount_source_that_hangs_holds_up_nobody", source::hangs));
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", vmm::is_killed));
+            all.push(on("a_copy_of_one_that_is_over_may_be_killed", lender::is_killed));
             all.push(on("a_vmm_sees_nothing_of_the_host", confined::sees_nothing));
             all.push(on("kernels_that_are_none_are_told_apart", kernel::is_none));
             all.push(on("a_missing_kernel_is_installed_and_boots", missing_kernel::is_missing));

@@ -105,7 +105,13 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    fn config(&self) -> PathBuf {
+    /// The program that is tested.
+    pub(crate) fn program(&self) -> &Path {
+        &self.worker
+    }
+
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }
 
@@ -177,7 +183,7 @@ impl Site {
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
         // What containers share and what outlives them by design: images, VMs' first file systems, and which boots
         // have succeeded.
-        for shared in ["images", "guest", "probes"] {
+        for shared in ["images", "guest", "probes", "volumes/.lock"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -209,10 +215,12 @@ impl SiteWatch {
             match events.next() {
                 Ok(event) => {
                     // Cgroups and processes in them carry the container's id and nothing else of the site.
-                    watch = event
-                        .file_name()
-                        .into_iter()
-                        .fold(watch, |watch, id| watch.mentioning(id.to_string_lossy()));
+                    watch = event.file_name().into_iter().fold(watch, |watch, id| {
+                        let id = id.to_string_lossy();
+                        // Of an interface's name the end of the id is a part.
+                        let end = id.get(id.len().saturating_sub(8)..).unwrap_or(&id);
+                        watch.mentioning(format!("b9fc_{end}")).mentioning(id)
+                    });
                 }
                 Err(Errno::WOULDBLOCK) => return Ok(watch.settle(within)?),
                 Err(error) => return Err(error).context("cannot read which containers there were"),

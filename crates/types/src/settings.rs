@@ -56,6 +56,10 @@ pub struct RuntimeSettings {
     pub qemu_root: PathBuf,
     /// The vhost-user vsock device program that QEMU VMs use.
     pub vhost_device_vsock_bin: PathBuf,
+    /// The most that a container's writable layer holds, in bytes, where its request does not say. Where absent 8 GiB for
+    /// a VM's, and no limit for another's.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
     /// MiB that each disk of a VM may read and write in a second; 0 for no limit.
     #[serde(default)]
     pub disk_mib_per_second: u32,
@@ -145,6 +149,7 @@ impl Default for RuntimeSettings {
             qemu_mem_mib: MemoryMib::DEFAULT,
             qemu_root: Self::DEFAULT_MICROVM_ROOT.into(),
             vhost_device_vsock_bin: "vhost-device-vsock".into(),
+            storage_size: None,
             disk_mib_per_second: 0,
             disk_operations_per_second: 0,
             debug: false,

@@ -80,6 +80,8 @@ pub enum Phase {
     SupervisorStarted,
     /// Root file system and writable layer are in place.
     RootfsReady,
+    /// The container's network is connected, if it has one.
+    NetworkReady,
     /// The engine process runs (microVMs).
     EngineStarted,
     /// The guest's kernel began to count time (microVMs).
@@ -107,6 +109,7 @@ impl Phase {
             Self::Requested => "requested",
             Self::SupervisorStarted => "supervisor_started",
             Self::RootfsReady => "rootfs_ready",
+            Self::NetworkReady => "network_ready",
             Self::EngineStarted => "engine_started",
             Self::GuestKernel => "guest_kernel",
             Self::GuestInit => "guest_init",

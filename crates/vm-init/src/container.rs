@@ -31,7 +31,7 @@ use crate::failure::{Failure, Result};
 use crate::machine::Machine;
 use crate::stage::{Orders, Stage, set_size};
 use crate::timeline::Point;
-use crate::{boot, report};
+use crate::{boot, network, report};
 
 pub(crate) use crate::container::exec::{ExecOrder, fail as fail_exec};
 pub(crate) use crate::container::streams::Pipes;
@@ -116,6 +116,9 @@ pub(crate) fn own(
 impl Container {
     fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
         let Order { container: id, root, spec } = order;
+        if let Some(wanted) = &spec.network {
+            network::set_up(wanted)?;
+        }
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
         let disks = Disks::mount(&place, &root, &machine.modules)?;
         let mounted = Point::now();

@@ -21,6 +21,7 @@ mod failure;
 mod init;
 mod machine;
 mod modules;
+mod network;
 mod operate;
 mod report;
 mod stage;

@@ -40,7 +40,8 @@ pub use control::{
 };
 pub use operate::{CopyOpen, Operation, OperationFailure, Outcome};
 pub use process::{
-    Capabilities, ContainerSpec, GuestDevice, GuestMount, Identity, MountSource, Process, Resources, Rlimit,
+    Capabilities, ContainerSpec, GuestDevice, GuestMount, GuestNetwork, GuestRoute, Identity, MountSource,
+    Process, Resources, Rlimit,
 };
 pub use stream::{ShareOpen, StreamControl, StreamKind, StreamOpen};
 

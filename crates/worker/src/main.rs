@@ -19,6 +19,7 @@ mod detach_keys;
 mod error;
 mod guest;
 mod metrics;
+mod mounts;
 mod point_in_time;
 mod pools;
 mod runtimes;

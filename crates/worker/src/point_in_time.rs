@@ -1,15 +1,25 @@
 //! Points in time as docker's users write them: dates, seconds since 1970, or how long ago.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use beta9_supervisor::timestamp;
 
 const SECOND: u64 = 1_000_000_000;
 
+/// What a user typed just now, in nanoseconds since the Unix epoch.
+pub(crate) fn time(text: &str) -> Result<u64, String> {
+    parse_time(text, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// A point in time given in microseconds since the Unix epoch, by RFC 3339 in UTC.
+pub(crate) fn rfc3339(micros: u64) -> String {
+    timestamp(UNIX_EPOCH + Duration::from_micros(micros))
+}
+
 /// Nanoseconds since the Unix epoch. A date without a zone is in UTC, as the log's own times are.
-pub(crate) fn parse_time(text: &str, now: Duration) -> Result<u64, String> {
+fn parse_time(text: &str, now: Duration) -> Result<u64, String> {
     let bad = || {
-        format!(
-            "invalid time {text:?}: use 2026-01-31, 2026-01-31T12:00:00Z, seconds since 1970, or how long ago, as in 1h30m"
-        )
+        "use 2026-01-31, 2026-01-31T12:00:00Z, seconds since 1970, or how long ago, as in 1h30m".to_owned()
     };
     let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     let parsed = if let Some(ago) = duration(text) {
@@ -63,7 +73,10 @@ fn date(text: &str) -> Option<u64> {
     let mut parts = day.splitn(3, '-');
     let mut number = || parts.next()?.parse::<u64>().ok();
     let (year, month, day) = (number()?, number()?, number()?);
-    if !(1970..=2500).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+    if !(1970..=2500).contains(&year)
+        || !(1..=12).contains(&month)
+        || !(1..=days_in(year, month)).contains(&day)
+    {
         return None;
     }
     let (time, offset) = zone(time)?;
@@ -91,6 +104,11 @@ fn zone(time: &str) -> Option<(&str, i64)> {
     Some((time, if offset.starts_with('-') { -i64::from(seconds) } else { seconds.into() }))
 }
 
+fn days_in(year: u64, month: u64) -> u64 {
+    let next = if month == 12 { days_before(year + 1, 1, 1) } else { days_before(year, month + 1, 1) };
+    next - days_before(year, month, 1)
+}
+
 /// Days since 1970. The calendar arithmetic is Howard Hinnant's `days_from_civil`.
 fn days_before(year: u64, month: u64, day: u64) -> u64 {
     let year = if month <= 2 { year - 1 } else { year };
@@ -116,11 +134,14 @@ mod tests {
         assert_eq!(at("1.5"), Ok(SECOND + SECOND / 2));
         assert_eq!(at("1h30m"), Ok((1_000_000 - 5400) * SECOND));
         assert_eq!(at("0.5s"), Ok(1_000_000 * SECOND - SECOND / 2));
+        assert_eq!(at(&rfc3339(951_782_400_000_123)), Ok(951_782_400 * SECOND + 123_000));
         for bad in [
             "",
             "x",
             "1x",
             "2026-13-01",
+            "2026-02-29",
+            "2026-04-31T00:00:00Z",
             "2026-01-01T25:00",
             "1h30",
             "-5",

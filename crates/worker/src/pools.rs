@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use beta9_config::{Attempt, Config, Pool, Selection, Step, messages};
 use beta9_types::{
-    LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind, RuntimeSettings,
+    LogLimits, NetworkSettings, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind,
+    RuntimeSettings,
 };
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
@@ -99,6 +100,11 @@ impl Pools {
     /// How registries are reached.
     pub(crate) fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
         self.config.registries()
+    }
+
+    /// The network of this worker's containers.
+    pub(crate) fn network(&self) -> &NetworkSettings {
+        self.config.network()
     }
 
     /// The most that images may take up on the disk.

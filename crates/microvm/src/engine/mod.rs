@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result, find_program};
 use beta9_sys::reaper::ChildExit;
-use beta9_types::{RuntimeSettings, VmId};
+use beta9_types::{MacAddress, RuntimeSettings, VmId};
 use rustix::process::Pid;
 
 pub(crate) use directory::{VmDirectory, clear, remove};
@@ -68,10 +68,21 @@ pub(crate) struct VmConfig {
     pub(crate) mem_mib: u32,
     /// `vda`, `vdb`, …
     pub(crate) drives: Vec<Drive>,
+    /// Its network interface, if it has one.
+    pub(crate) network: Option<NetworkDevice>,
     /// For each of them.
     pub(crate) disk_limit: DiskLimit,
     /// What the kernel says on its console.
     pub(crate) console: Console,
+}
+
+/// A network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkDevice {
+    /// The TAP device in the network namespace that the engine's programs join.
+    pub(crate) tap: String,
+    /// What the guest sees as its own address.
+    pub(crate) mac: MacAddress,
 }
 
 /// What a disk may do in a second; no limit where absent.

@@ -29,6 +29,17 @@ pub(crate) fn memory_limit(spec: &Spec) -> Option<u64> {
     u64::try_from(limit).ok().filter(|limit| *limit > 0)
 }
 
+/// How many CPUs are chosen by a list such as `0-2,5`, where one is given.
+pub(crate) fn cpu_set(spec: &Spec) -> Option<u64> {
+    let list = of(spec)?.cpu().as_ref()?.cpus().as_ref()?;
+    let count = list.split(',').filter_map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        Some(last.checked_sub(first)?.saturating_add(1))
+    });
+    Some(count.fold(0, u64::saturating_add)).filter(|count| *count > 0)
+}
+
 /// Quota and period in microseconds, where there is a limit.
 pub(crate) fn cpu_limit(spec: &Spec) -> Result<Option<(u64, u64)>> {
     let Some(cpu) = of(spec).and_then(|resources| resources.cpu().as_ref()) else { return Ok(None) };

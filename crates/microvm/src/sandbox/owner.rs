@@ -26,6 +26,8 @@ const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 const WINDOW: Duration = Duration::from_secs(10);
 /// A guest's connection and its VMM end at about the same time; the VMM's end says more.
 const EPILOGUE: Duration = Duration::from_secs(2);
+/// How long a guest may take to write down what was copied into a container that was not started.
+const DISMISSAL: Duration = Duration::from_secs(60);
 /// Operations that may be under way; a guest that answers none is asked for no more.
 const MAX_OPERATIONS: usize = 64;
 /// How often a guest's clock is set by the host's: it has nobody else to ask, and clocks drift by seconds a day.
@@ -60,6 +62,9 @@ enum Ending {
     Reported,
     /// Somebody asked for it, or nobody holds the sandbox any more.
     Stopped,
+    /// The same for a container that was not started: the guest was told to shut down, because its files may have been
+    /// written to.
+    Dismissed,
     /// The VM's programs ended by themselves.
     Died(String),
     /// The guest did what it must not, or did not do what it must.
@@ -140,6 +145,7 @@ impl Owner {
         };
         let grace = match ending {
             Ending::Reported => self.deadlines.shutdown,
+            Ending::Dismissed => DISMISSAL,
             _ => Duration::ZERO,
         };
         if grace.is_zero() {
@@ -222,6 +228,10 @@ impl Owner {
         let until = Instant::now() + self.deadlines.answer;
         let container = self.container.clone();
         match (request, &self.stage) {
+            (Some(Request::Stop), Stage::Created) => {
+                self.control.say(&ToGuest::Shutdown).await?;
+                return Err(Ending::Dismissed);
+            }
             (None | Some(Request::Stop), _) => return Err(Ending::Stopped),
             (Some(Request::Create(create, reply)), Stage::Ready) => {
                 let Some(listener) = self.listener.take() else { return Ok(()) };
@@ -243,7 +253,8 @@ impl Owner {
                 self.control.say(&ToGuest::Signal { container, signal: number, all }).await?;
                 let _ = reply.send(Ok(()));
             }
-            (Some(Request::Operate { number, operation, reply }), Stage::Running) => {
+            // One that is not started has files, too.
+            (Some(Request::Operate { number, operation, reply }), Stage::Created | Stage::Running) => {
                 if self.operations.len() >= MAX_OPERATIONS {
                     let text =
                         format!("{MAX_OPERATIONS} operations are under way already: wait for one to end");
@@ -489,7 +500,9 @@ impl Owner {
     fn conclude(&mut self, ending: Ending) {
         let (reason, message) = match ending {
             Ending::Reported => return,
-            Ending::Stopped => (ExitReason::VmmLost, "the VM was ended before its guest reported".to_owned()),
+            Ending::Stopped | Ending::Dismissed => {
+                (ExitReason::VmmLost, "the VM was ended before its guest reported".to_owned())
+            }
             Ending::Violated(violation) => {
                 let text = format!("the guest broke the protocol: {}", violation.0);
                 (ExitReason::VmmLost, self.vm.with_last_words(text))

@@ -1,13 +1,13 @@
 //! More of something than anybody wants.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use beta9_types::RuntimeKind;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::Signal;
 
 use super::kernel::hostile;
@@ -77,22 +77,30 @@ pub(super) fn of_the_disk(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
         let world = World::new(site, runtime, "full");
         let small = Small::over(site.root().join("containers"))?;
-        let reserve = small.0.join("reserve");
-        fs::write(&reserve, vec![1; 24 << 20]).context("cannot fill the small disk")?;
-        let script = "trap 'exit $code' USR1; code=1; echo ready; \
-                      if dd if=/dev/zero of=/big bs=1M count=200 conv=fsync; then code=10; else code=9; fi; \
-                      while true; do sleep 0.1; done";
+        let script = "trap 'exit 41' USR1; echo ready; \
+                      if dd if=/dev/zero of=/big bs=1M count=200 conv=fsync; then echo written; else echo refused; fi \
+                      > /dev/shm/outcome; while true; do sleep 0.1; done";
         let container = world.detach_ready(&[], script)?;
-        let end = Instant::now() + Duration::from_secs(120);
-        while small.free()? > 0 {
-            ensure!(Instant::now() < end, "the guest did not fill the disk");
-            sleep(Duration::from_millis(200));
-        }
-        // What it still wants to write fails as well; then there is room for the verdict again.
-        sleep(Duration::from_secs(5));
-        fs::remove_file(&reserve).context("cannot make room")?;
+        // Its log is on the full disk as well; what another process says is not.
+        let end = Instant::now() + Duration::from_secs(150);
+        let outcome = loop {
+            let outcome = container.exec(&[], &["cat", "/dev/shm/outcome"]).finish()?;
+            if !outcome.stdout.is_empty() {
+                break outcome.out();
+            }
+            ensure!(
+                Instant::now() < end,
+                "the guest did not fill the disk, {} blocks are free",
+                small.free()?
+            );
+            sleep(Duration::from_millis(500));
+        };
+        ensure!(outcome == "refused", "the guest's program was not told of the full disk");
+        // There is room for the verdict again.
+        small.grow()?;
         container.run(&["kill", "-s", "USR1"])?.ends_with(0)?;
-        ensure!(container.wait()? == 9, "the guest's program was not told of the full disk");
+        let code = container.wait()?;
+        ensure!(code == 41, "the container ended with {code}");
         container.run(&["rm"])?.ends_with(0)?;
         drop(small);
         Ok(())
@@ -107,6 +115,10 @@ impl Small {
         mount("tmpfs", &directory, "tmpfs", MountFlags::empty(), Some(c"size=96m,mode=700"))
             .context("cannot mount a small file system")?;
         Ok(Self(directory))
+    }
+
+    fn grow(&self) -> Result<()> {
+        mount_remount(&self.0, MountFlags::empty(), c"size=1g").context("cannot grow the small disk")
     }
 
     fn free(&self) -> Result<u64> {

@@ -16,7 +16,7 @@ use crate::processes::{self, kill, signal};
 use crate::{Container, Site, World};
 
 /// A VMM that appears is seen within this time; there is no event for it.
-const APPEARANCE: Duration = Duration::from_secs(60);
+const APPEARANCE: Duration = Duration::from_secs(120);
 
 pub(super) fn is_killed(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
@@ -176,6 +176,6 @@ fn appears(runtime: RuntimeKind, id: &str) -> Result<Pid> {
             return Ok(pid);
         }
         ensure!(Instant::now() < end, "no VMM appeared within {APPEARANCE:?}");
-        sleep(Duration::from_millis(1));
+        sleep(Duration::from_millis(20));
     }
 }

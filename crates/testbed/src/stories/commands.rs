@@ -10,6 +10,9 @@ stories![
     Full labels_come_from_flags_and_files,
     Full the_id_is_written_to_a_file,
     Full several_are_waited_for,
+    Full sizes_are_shown,
+    Full a_stop_may_have_a_signal_of_its_own,
+    Full images_are_filtered_and_formatted,
     Full those_that_are_over_are_pruned,
     Core a_bad_value_of_a_flag_is_one_sentence,
     Full a_flag_of_dockers_is_refused_with_the_alternative,
@@ -87,6 +90,42 @@ fn several_are_waited_for(world: &World<'_>) -> Result<()> {
         .worker(&["wait", "no-such-container", &second.name])?
         .ends_with(1)?
         .complains_of(&["no-such-container"])?;
+    Ok(())
+}
+
+fn sizes_are_shown(world: &World<'_>) -> Result<()> {
+    let label = format!("size={}", world.name());
+    let (container, finished) =
+        world.run_kept(&["-l", &label], &["sh", "-c", "head -c 3000000 /dev/urandom > /big; sync"])?;
+    finished.ends_with(0)?;
+    let filter = format!("label={label}");
+    let table = world.worker(&["ps", "-a", "-s", "--filter", &filter])?.ends_with(0)?;
+    ensure!(table.out().contains("SIZE") && table.out().contains("(virtual "), "no sizes\n{table}");
+    let known = container.run(&["inspect", "-s"])?.ends_with(0)?;
+    let known: serde_json::Value = serde_json::from_slice(&known.stdout)?;
+    let number = |name: &str| known[0][name].as_u64().unwrap_or(0);
+    ensure!(number("written_bytes") >= 3_000_000, "it wrote more: {known:#}");
+    ensure!(number("image_bytes") > 100_000, "its image is larger: {known:#}");
+    ensure!(container.inspect()?["written_bytes"].is_null(), "nobody asked for a size");
+    container.run(&["inspect", "--type", "image"])?.ends_with(125)?.complains_of(&["image inspect"])?;
+    Ok(())
+}
+
+fn a_stop_may_have_a_signal_of_its_own(world: &World<'_>) -> Result<()> {
+    let script = "trap 'exit 7' USR2; trap 'exit 8' TERM; echo ready; while :; do sleep 0.1; done";
+    let container = world.detach_ready(&[], script)?;
+    container.run(&["stop", "-t", "60", "-s", "USR2"])?.ends_with(0)?;
+    container.ended(7, "exited")?;
+    Ok(())
+}
+
+fn images_are_filtered_and_formatted(world: &World<'_>) -> Result<()> {
+    let ls = |more: &[&str]| world.worker(&[&["image", "ls", "--filter", "reference=busy*"], more].concat());
+    ls(&["--format", "{{.Repository}} {{.Tag}}"])?.prints("busybox latest")?;
+    let digest = ls(&["-q"])?.ends_with(0)?.out();
+    ensure!(digest.starts_with("sha256:") && digest.len() == 71, "no digest: {digest}");
+    world.worker(&["image", "inspect", "-f", "{{.digest}}", "busybox"])?.prints(&digest)?;
+    world.worker(&["image", "ls", "-q", "--filter", "reference=no-such-*"])?.prints("")?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ stories![
     Full a_link_that_moves_does_not_lead_out,
     Full a_copy_that_cannot_be_is_one_sentence,
     Full a_container_that_is_over_has_its_files,
+    Full what_is_copied_into_one_that_is_over_is_there_when_it_starts,
 ];
 
 const SLEEPER: &str =
@@ -184,11 +185,6 @@ fn a_container_that_is_over_has_its_files(world: &World<'_>) -> Result<()> {
     finished.ends_with(0)?;
     let at = |name: &str| files.join(name).to_string_lossy().into_owned();
     let inside = |path: &str| format!("{}:{path}", container.name);
-    if world.runtime().is_microvm() {
-        let refused = world.worker(&["cp", &inside("/kept"), &at("kept")])?.ends_with(1)?;
-        refused.complains_of(&["start it first"])?;
-        return Ok(());
-    }
     for (path, text) in [("/kept", "kept\n"), ("/data/f", "shared\n"), ("/link/f", "shared\n")] {
         world.worker(&["cp", &inside(path), &at("out")])?.ends_with(0)?;
         ensure!(fs::read_to_string(files.join("out"))? == text, "{path} is something else");
@@ -200,5 +196,23 @@ fn a_container_that_is_over_has_its_files(world: &World<'_>) -> Result<()> {
     world.worker(&["cp", "-a", &inside("/copied-link"), &at("link-again")])?.ends_with(0)?;
     ensure!(fs::read_link(files.join("link-again"))?.to_string_lossy() == "/etc/hostname", "another link");
     ensure!(fs::symlink_metadata(files.join("link-again"))?.uid() == 0, "another owner");
+    world.worker(&["cp", &inside("/none"), &at("none")])?.ends_with(1)?.complains_of(&["/none"])?;
+    // It ended, and so it stays; what was copied into it is there for its next start.
+    container.ended(0, "exited")?;
+    fs::write(files.join("script"), "cat /kept\n")?;
+    world.worker(&["cp", &at("script"), &inside("/script")])?.ends_with(0)?;
+    container.run(&["rm"])?.ends_with(0)?;
+    Ok(())
+}
+
+fn what_is_copied_into_one_that_is_over_is_there_when_it_starts(world: &World<'_>) -> Result<()> {
+    let files = world.directory()?;
+    let (container, finished) =
+        world.run_kept(&[], &["sh", "-c", "test ! -e /given || cat /given; echo over"])?;
+    finished.prints("over")?;
+    fs::write(files.join("given"), "given\n")?;
+    let given = files.join("given").to_string_lossy().into_owned();
+    world.worker(&["cp", &given, &format!("{}:/given", container.name)])?.ends_with(0)?;
+    container.run(&["start", "-a"])?.prints("given\nover")?;
     Ok(())
 }

@@ -13,6 +13,8 @@ stories![
     Core an_exec_has_streams_and_an_exit_code_of_its_own,
     Full an_exec_reads_its_stdin_to_the_end,
     Full an_exec_runs_as_asked,
+    Full an_exec_knows_users_that_the_container_got,
+    Full an_exec_has_variables_from_files,
     Full an_exec_has_what_the_container_has,
     Full an_exec_that_cannot_run_says_so,
     Core execs_run_beside_each_other,
@@ -58,6 +60,31 @@ fn an_exec_runs_as_asked(world: &World<'_>) -> Result<()> {
         .prints("1000\n1000 2000\n/home/app\n/tmp\ncontainer exec exec")?;
     container.exec(&["-u", "4321:8765"], &["sh", "-c", "id -u; id -g"]).finish()?.prints("4321\n8765")?;
     container.exec(&["-u", "nobody-of-that-name"], &["true"]).finish()?.ends_with(125)?;
+    Ok(())
+}
+
+fn an_exec_knows_users_that_the_container_got(world: &World<'_>) -> Result<()> {
+    let script = "echo late:x:7777:8888::/late:/bin/sh >> /etc/passwd; echo later:x:9999:late >> /etc/group
+        echo ready; while :; do sleep 1; done";
+    let container = world.detach_ready(&[], script)?;
+    let id = ["sh", "-c", "id -u; id -G; echo $HOME"];
+    container.exec(&["-u", "late"], &id).finish()?.prints("7777\n8888 9999\n/late")?;
+    container.exec(&["-u", "late:later"], &id).finish()?.prints("7777\n9999\n/late")?;
+    // What it is told leads nowhere but into the container.
+    container
+        .exec(&[], &["sh", "-c", "mv /etc/passwd /etc/own; ln -s /proc/1/root/etc/own /etc/passwd"])
+        .finish()?
+        .ends_with(0)?;
+    container.exec(&["-u", "no-such-user"], &["true"]).finish()?.ends_with(125)?;
+    Ok(())
+}
+
+fn an_exec_has_variables_from_files(world: &World<'_>) -> Result<()> {
+    let container = world.detach_ready(&[], ASLEEP)?;
+    let path = world.directory()?.join("env");
+    std::fs::write(&path, "# note\nA=from file\nB=file\n")?;
+    let flags = ["--env-file", &path.to_string_lossy(), "-e", "B=flag"];
+    container.exec(&flags, &["sh", "-c", "echo $A, $B"]).finish()?.prints("from file, flag")?;
     Ok(())
 }
 

@@ -12,7 +12,12 @@ use super::stories;
 use crate::World;
 use crate::site::{IMAGE, Site};
 
-stories![Full an_image_is_pushed_pulled_and_run, Full images_that_no_container_has_are_pruned];
+stories![
+    Full an_image_is_pushed_pulled_and_run,
+    Full images_that_no_container_has_are_pruned,
+    Full a_pull_keeps_images_within_their_limit,
+    Full a_source_that_does_not_answer_is_given_up,
+];
 
 /// `user` with the password `password`, as `htpasswd -B` writes it.
 const HTPASSWD: &str = "user:$2y$04$kTNBXP1mhzdYXi7q8ws2ReH2rv0l5YaiEK2dbG795663ymeENBVMu\n";
@@ -92,6 +97,83 @@ fn an_image_is_pushed_pulled_and_run(world: &World<'_>) -> Result<()> {
     worker(&["pull", &name]).finish()?.ends_with(1)?.complains_of(&["login"])?;
     worker(&["image", "rm", &name]).finish()?.ends_with(0)?.prints(&format!("untagged {name}"))?;
     run(&["--pull", "never"], &name)?.ends_with(125)?;
+    Ok(())
+}
+
+fn a_pull_keeps_images_within_their_limit(world: &World<'_>) -> Result<()> {
+    let site = Site::prepare()?;
+    let own = World::new(&site, world.runtime(), "limit");
+    let directory = own.directory()?;
+    let registry = Registry::start(&own, &directory)?;
+    let name = format!("{}/big:1", registry.host);
+    let worker = |args: &[&str]| site.command(args).env("DOCKER_CONFIG", directory.join("docker")).finish();
+    site.command(["login", "-u", "user", "--password-stdin", &registry.host])
+        .env("DOCKER_CONFIG", directory.join("docker"))
+        .input("password\n")
+        .finish()?
+        .ends_with(0)?;
+    for (image, content) in [("big", 7), ("unused", 8)] {
+        let tree = own.directory()?;
+        fs::write(tree.join("file"), vec![content; 3 << 20])?;
+        worker(&["image", "import", "-t", image, &tree.to_string_lossy()])?.ends_with(0)?;
+    }
+    worker(&["push", "big", &name])?.ends_with(0)?;
+    worker(&["image", "rm", "big"])?.ends_with(0)?;
+    let container = own.detach_ready(&[], "echo ready; sleep 1000")?;
+
+    let config = fs::read_to_string(site.config())?;
+    fs::write(site.config(), config.replacen("worker:\n", "worker:\n  image_limit: 1MiB\n", 1))?;
+    worker(&["pull", &name])?.ends_with(0)?;
+    let left = worker(&["image", "ls", "--format", "{{.Repository}}"])?.ends_with(0)?;
+    let left: Vec<_> = left.out().lines().map(str::to_owned).collect();
+    ensure!(left.iter().any(|image| image.ends_with("/big")), "what was pulled is gone: {left:?}");
+    ensure!(left.iter().any(|image| image.ends_with(IMAGE)), "what a container has is gone: {left:?}");
+    ensure!(left.len() == 2, "there is more than what is needed: {left:?}");
+    ensure!(container.inspect()?["status"] == "running", "the container lost its image");
+    Ok(())
+}
+
+/// A file system whose server takes every question and answers none. Dropped, it is gone.
+struct Silent {
+    directory: std::path::PathBuf,
+    _device: fs::File,
+}
+
+impl Silent {
+    fn mount(directory: std::path::PathBuf) -> Result<Self> {
+        let device =
+            fs::File::options().read(true).write(true).open("/dev/fuse").context("cannot open /dev/fuse")?;
+        let options =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&device));
+        let options = std::ffi::CString::new(options)?;
+        rustix::mount::mount(
+            "silent",
+            &directory,
+            "fuse",
+            rustix::mount::MountFlags::empty(),
+            options.as_c_str(),
+        )
+        .context("cannot mount a FUSE file system")?;
+        Ok(Self { directory, _device: device })
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.directory, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+fn a_source_that_does_not_answer_is_given_up(world: &World<'_>) -> Result<()> {
+    let silent = Silent::mount(world.directory()?)?;
+    let start = std::time::Instant::now();
+    let path = silent.directory.join("image.tar").to_string_lossy().into_owned();
+    let finished = world.worker(&["image", "import", "--patience", "2", &path])?.ends_with(1)?;
+    let finished = finished.complains_of(&["gave nothing for 2 s", &path])?;
+    ensure!(finished.err().lines().count() == 1, "more than one sentence\n{finished}");
+    ensure!(start.elapsed().as_secs() < 30, "it took {:?}", start.elapsed());
+    // The store is free for others.
+    world.worker(&["image", "ls"])?.ends_with(0)?;
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! docker's options for the process, its limits, its files and its names.
 
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use beta9_types::RuntimeKind;
 
 use super::stories;
@@ -145,7 +146,10 @@ fn kernel_settings_of_the_container(world: &World<'_>) -> Result<()> {
 }
 
 fn hosts_and_name_servers(world: &World<'_>) -> Result<()> {
+    // With an address of its own its name has that.
     let flags = [
+        "--network",
+        "none",
         "--hostname",
         "box",
         "--add-host",
@@ -213,13 +217,15 @@ fn cpus_are_limited(world: &World<'_>) -> Result<()> {
 }
 
 fn the_cpus_are_chosen(world: &World<'_>) -> Result<()> {
-    let finished = world.run(&["--cpuset-cpus", "0"], &["nproc"])?;
+    let container = world.detach_ready(&["--cpuset-cpus", "0"], "nproc; echo ready; sleep 1000")?;
     if world.runtime().is_microvm() {
-        finished.ends_with(125)?.complains_of(&["does not support --cpuset-cpus"])?;
-    } else {
-        finished.ends_with(0)?;
-        world.run(&["--cpuset-cpus", "0,8000"], &["true"])?.ends_with(125)?.complains_of(&["CPU 8000"])?;
+        container.run(&["logs"])?.prints("1\nready")?;
     }
+    let pid = container.inspect()?["pid"].as_u64().context("it has no process")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(str::trim);
+    ensure!(allowed == Some("0"), "it may run on {allowed:?}");
+    world.run(&["--cpuset-cpus", "0,8000"], &["true"])?.ends_with(125)?.complains_of(&["CPU 8000"])?;
     Ok(())
 }
 
@@ -239,13 +245,19 @@ fn memory_and_swap_go_together(world: &World<'_>) -> Result<()> {
 }
 
 fn disks_are_limited_where_the_host_can(world: &World<'_>) -> Result<()> {
-    let finished = world.run(&["--blkio-weight", "300"], &["echo", "ran"])?;
-    if world.runtime().is_microvm() {
-        finished.ends_with(125)?.complains_of(&["does not support --blkio-weight"])?;
-    } else {
-        // Left out with a warning where the host has no such scheduler.
-        finished.prints("ran")?;
-        world.run(&["--device-read-bps", "/etc/passwd:1m"], &["true"])?.ends_with(125)?;
+    // Left out with a warning where the host has no such scheduler.
+    world.run(&["--blkio-weight", "300"], &["echo", "ran"])?.prints("ran")?;
+    world.run(&["--device-read-bps", "/etc/passwd:1m"], &["true"])?.ends_with(125)?;
+    match fs::read_dir("/sys/block")?
+        .flatten()
+        .map(|disk| disk.file_name())
+        .find(|name| Path::new("/dev").join(name).exists())
+    {
+        Some(disk) => {
+            let limit = format!("/dev/{}:1g", disk.to_string_lossy());
+            world.run(&["--device-write-bps", &limit], &["echo", "ran"])?.prints("ran")?;
+        }
+        None => eprintln!("skipped: there is no disk to limit"),
     }
     world.run(&["--blkio-weight", "5"], &["true"])?.ends_with(125)?.complains_of(&["10 to 1000"])?;
     Ok(())

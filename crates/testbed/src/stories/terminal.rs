@@ -51,9 +51,9 @@ fn a_terminal_follows_its_users_size(world: &World<'_>) -> Result<()> {
 
 fn ctrl_c_interrupts_and_does_not_end_the_shell(world: &World<'_>) -> Result<()> {
     let mut screen = Screen::open(world.invocation(&["-it"], &SHELL), 24, 80)?;
-    screen.types("echo armed-$((1+1)); sleep 1000; echo code-$?\r")?;
+    // What says that it is armed is what the key is for: it has the terminal by then.
+    screen.types("sh -c 'echo armed-$((1+1)); exec sleep 1000'; echo code-$?\r")?;
     screen.shows("armed-2")?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
     screen.types("\x03")?;
     screen.types("echo after-$((2+1))\r")?;
     screen.shows("after-3")?;
@@ -76,7 +76,7 @@ fn a_user_leaves_a_terminal_and_comes_back(world: &World<'_>) -> Result<()> {
 
     let mut again = Screen::open(container.command(&["attach"]), 50, 100)?;
     // Nobody types before the screen has been drawn again, which a shell may take for a reason to forget the line.
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    again.shows("# ")?;
     again.types("echo $mark; stty size\r")?;
     again.shows("left-44\r\n50 100")?;
     again.types("exit 6\r")?;
@@ -120,8 +120,8 @@ fn an_exec_has_a_terminal_of_its_own(world: &World<'_>) -> Result<()> {
     // The size follows by itself, sooner or later.
     screen.types("until stty size | grep -qx '41 121'; do sleep 0.1; done; echo sized-$((1+1))\r")?;
     screen.shows("sized-2")?;
-    screen.types("sleep 1000\r")?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    screen.types("sh -c 'echo napping-$((1+1)); exec sleep 1000'\r")?;
+    screen.shows("napping-2")?;
     screen.types("\x03")?;
     screen.types("exit 8\r")?;
     let code = screen.ends()?;

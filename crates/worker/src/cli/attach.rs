@@ -30,7 +30,7 @@ pub(super) struct AttachArgs {
 }
 
 pub(super) async fn run(client: &mut Client, args: AttachArgs) -> Outcome {
-    let request = api::InspectRequest { container: args.container.clone() };
+    let request = api::InspectRequest { container: args.container.clone(), sizes: false };
     let known = client.containers.inspect(request).await?.into_inner().container.unwrap_or_default();
     if known.status != "running" {
         let text = format!("container {} is not running: `logs` shows what it wrote", args.container);

@@ -25,6 +25,9 @@ pub(super) struct StopArgs {
     /// Seconds between its stop signal and SIGKILL; the container's own where absent, which is 10 by default.
     #[arg(short, long, value_name = "SECONDS", alias = "timeout")]
     time: Option<u64>,
+    /// What is sent first, by name or number, instead of the container's own stop signal.
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<SignalNumber>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -48,6 +51,9 @@ pub(super) struct RmArgs {
     /// Kill containers that run.
     #[arg(short, long)]
     force: bool,
+    /// Remove the volumes that were made for them, too.
+    #[arg(short, long)]
+    volumes: bool,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -76,10 +82,11 @@ pub(super) async fn run(client: &mut Client, command: ContainerCommand) -> Outco
     if !args.force {
         return Err(Failure::new("this removes every container that does not run: say --force to do it"));
     }
-    let all = client.containers.list(api::ListRequest { all: true }).await?.into_inner().containers;
+    let all =
+        client.containers.list(api::ListRequest { all: true, sizes: false }).await?.into_inner().containers;
     let over = |one: &api::Container| matches!(one.status.as_str(), "created" | "exited");
     let ids = filter::keep(&filters, all)?.into_iter().filter(over).map(|one| one.id).collect();
-    rm(client, RmArgs { force: false, containers: ids }).await
+    rm(client, RmArgs { force: false, volumes: false, containers: ids }).await
 }
 
 #[derive(Args)]
@@ -137,7 +144,8 @@ async fn start_attached(client: &mut Client, container: String, args: StartArgs)
 pub(super) async fn restart(client: &mut Client, args: StopArgs) -> Outcome {
     each(args.containers, async |container| {
         let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
-        let request = api::RestartRequest { container: container.clone(), grace_ms };
+        let signal = args.signal.map_or(0, SignalNumber::get);
+        let request = api::RestartRequest { container: container.clone(), grace_ms, signal };
         let answer = client.containers.restart(request).await?.into_inner();
         started(&container, answer.container)
     })
@@ -168,7 +176,8 @@ pub(super) async fn wait(client: &mut Client, args: WaitArgs) -> Outcome {
 pub(super) async fn stop(client: &mut Client, args: StopArgs) -> Outcome {
     each(args.containers, async |container| {
         let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
-        let request = api::StopRequest { container: container.clone(), grace_ms };
+        let signal = args.signal.map_or(0, SignalNumber::get);
+        let request = api::StopRequest { container: container.clone(), grace_ms, signal };
         client.containers.stop(request).await?;
         terminal::line(&container)
     })
@@ -187,7 +196,8 @@ pub(super) async fn kill(client: &mut Client, args: KillArgs) -> Outcome {
 
 pub(super) async fn rm(client: &mut Client, args: RmArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request = api::RemoveRequest { container: container.clone(), force: args.force };
+        let (force, volumes) = (args.force, args.volumes);
+        let request = api::RemoveRequest { container: container.clone(), force, volumes };
         client.containers.remove(request).await?;
         terminal::line(&container)
     })

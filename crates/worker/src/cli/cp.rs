@@ -44,6 +44,9 @@ pub(super) struct CpArgs {
     /// Copy what a symbolic link SOURCE points to.
     #[arg(short = 'L', long)]
     follow_link: bool,
+    /// For docker's scripts: there is no progress to be quiet about.
+    #[arg(short, long, hide = true)]
+    quiet: bool,
     /// CONTAINER:PATH, a path here, or - for a tar archive on stdin.
     source: String,
     /// CONTAINER:PATH, a path here, or - for a tar archive on stdout.
@@ -72,6 +75,7 @@ impl<'a> Side<'a> {
 }
 
 pub(super) async fn run(client: &mut Client, args: CpArgs) -> Outcome {
+    let _ = args.quiet;
     let owner = if args.archive {
         Owner::Kept
     } else {

@@ -59,6 +59,7 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
     terminal::init_logging(global.verbose);
     let setup = Setup::load(global)?;
     let mut checks = vec![root_user(), state_directory(&setup), cgroups(), kvm()];
+    checks.push(network(&setup));
     let pool = setup.config.default_pool().or(setup.config.pools().first());
     let settings = pool.map(|pool| pool.settings.clone()).unwrap_or_default();
     let mut works = false;
@@ -123,6 +124,29 @@ fn cgroups() -> Check {
         Err("no cgroup hierarchy with a memory controller is mounted at /sys/fs/cgroup".to_owned())
     };
     Check::new("cgroups", result)
+}
+
+/// Whether containers can have a bridge, and whether another firewall keeps them from the rest of the world.
+fn network(setup: &Setup) -> Check {
+    let settings = setup.config.network();
+    let result = beta9_network::is_usable().map_err(|e| chain(&e)).and_then(|()| {
+        let bridge = format!("bridge {}, {}", settings.bridge, settings.ipv4);
+        match beta9_network::dropping(&settings.bridge, &beta9_network::Nft::new(None)) {
+            Ok(droppers) => match droppers.first() {
+                None => Ok(bridge),
+                Some(one) if one.has_pair => {
+                    Ok(format!("{bridge}; chain {} drops what is passed on, and lets containers' packets pass", one.chain))
+                }
+                Some(one) => Err(format!(
+                    "{bridge}; chain {} drops what is passed on: containers reach this host and each other alone until it \
+                     lets packets of {} pass",
+                    one.chain, settings.bridge
+                )),
+            },
+            Err(error) => Err(chain(&error)),
+        }
+    });
+    Check::new("network", result)
 }
 
 fn kvm() -> Check {

@@ -1,5 +1,6 @@
 //! `exec`: run another process in a running container, and return its exit code.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -37,6 +38,9 @@ pub(super) struct ExecArgs {
     /// Set an environment variable; without =VALUE the value of the same variable here.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// Set environment variables from a file of NAME=VALUE lines; -e wins.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Working directory inside the container.
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -62,10 +66,12 @@ pub(super) async fn run(client: &mut Client, args: ExecArgs) -> Outcome {
 
 async fn run_in(client: &mut Client, args: ExecArgs) -> Outcome {
     session::check_terminal(args.interactive, args.tty)?;
+    let mut env = super::flags::variables_of(&args.env_file)?;
+    env.extend(args.env.into_iter().filter_map(super::run::variable));
     let open = api::ExecOpen {
         container: args.container.clone(),
         command: args.command,
-        env: args.env.into_iter().filter_map(super::run::variable).collect(),
+        env,
         cwd: args.workdir.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
         stdin: args.interactive,

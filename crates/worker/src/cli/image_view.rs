@@ -7,15 +7,23 @@ use serde_json::{Value, json};
 
 use crate::api;
 use crate::cli::table;
+use crate::cli::template::Template;
 use crate::cli::transfer::short;
 use crate::cli::{Failure, Outcome, OutputFormat};
 use crate::client::Client;
 use crate::terminal;
 
-pub(super) async fn inspect(client: &mut Client, images: &[String]) -> Outcome {
+pub(super) async fn inspect(client: &mut Client, images: &[String], format: Option<&str>) -> Outcome {
+    let template = format.map(Template::parse).transpose()?;
     let mut found = Vec::new();
     for image in images {
         found.push(json(&ask(client, image).await?)?);
+    }
+    if let Some(template) = template {
+        for image in &found {
+            terminal::line(&template.fill(image)?)?;
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     terminal::json(&found)?;
     Ok(ExitCode::SUCCESS)

@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use beta9_supervisor::Purpose;
 use beta9_sys::reaper::Reaper;
-use beta9_types::{RuntimeKind, RuntimeSettings};
+use beta9_types::{ImageReference, RuntimeKind, RuntimeSettings};
 
 use crate::cli::{Failure, Outcome};
 use crate::error::chain;
@@ -51,6 +51,14 @@ pub(super) fn probe(kind: RuntimeKind) -> Outcome {
 /// Serves host directories to a guest. Its stderr and exit code go to the supervisor that started it.
 pub(super) fn share(arguments: Vec<OsString>) -> Outcome {
     beta9_microvm::share::serve(arguments.into_iter()).map_err(|e| Failure::new(e.chain()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes an image in, in a process that can be killed when its source does not answer.
+pub(super) fn take_in(root: &Path, path: &Path, tag: Option<&ImageReference>) -> Outcome {
+    terminal::init_logging(0);
+    // Whoever asked is gone when nobody reads, and the image is wanted all the same.
+    crate::service::take_in(root, path, tag, |line| drop(terminal::line(line)));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,14 +2,13 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 
 use crate::api;
 use crate::cli::{Failure, Outcome};
 use crate::client::Client;
-use crate::point_in_time::parse_time;
+use crate::point_in_time::time;
 
 #[derive(Args)]
 pub(super) struct LogsArgs {
@@ -20,11 +19,11 @@ pub(super) struct LogsArgs {
     #[arg(short, long)]
     timestamps: bool,
     /// Only lines since a time (2026-01-31, 2026-01-31T12:00:00Z, seconds since 1970) or since so long ago (90s, 1h30m).
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<u64>,
     /// Only lines up to a time.
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<u64>,
     /// Only so many lines of those at the end; all for every one.
     #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = parse_tail)]
     tail: Tail,
@@ -46,15 +45,11 @@ fn parse_tail(text: &str) -> Result<Tail, String> {
 }
 
 pub(super) async fn run(client: &mut Client, args: LogsArgs) -> Outcome {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time = |text: Option<String>| -> Result<Option<u64>, Failure> {
-        text.map(|text| parse_time(&text, now).map_err(Failure::new)).transpose()
-    };
     let request = api::LogsRequest {
         container: args.container,
         follow: args.follow,
-        since_unix_ns: time(args.since)?,
-        until_unix_ns: time(args.until)?,
+        since_unix_ns: args.since,
+        until_unix_ns: args.until,
         tail: match args.tail {
             Tail::All => None,
             Tail::Lines(lines) => Some(lines),

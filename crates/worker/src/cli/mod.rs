@@ -10,6 +10,7 @@ mod cidfile;
 mod config;
 mod container;
 mod cp;
+mod docker;
 mod doctor;
 mod events;
 mod exec;
@@ -24,6 +25,7 @@ mod kernel;
 mod login;
 mod logs;
 mod operate;
+mod port;
 mod ps;
 mod pull;
 mod run;
@@ -36,7 +38,7 @@ mod template;
 mod timeline;
 mod transfer;
 mod usage;
-mod when;
+mod volume;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -116,6 +118,8 @@ enum Command {
     Wait(container::WaitArgs),
     /// Show everything known of containers, as JSON or as a timeline.
     Inspect(inspect::InspectArgs),
+    /// Show where a container's ports are served on this host.
+    Port(port::PortArgs),
     /// Stop containers: their stop signal, then SIGKILL after a grace period.
     Stop(container::StopArgs),
     /// Send a signal to containers.
@@ -139,6 +143,9 @@ enum Command {
     /// Import and list images.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and remove volumes.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Serve pools: the daemon that other commands and gRPC clients talk to.
     Serve(serve::ServeArgs),
     /// Show pools, their runtimes and why they are what they are.
@@ -171,12 +178,25 @@ enum Command {
         /// Only clean up after a supervisor that died.
         #[arg(long)]
         recover: bool,
+        /// Only lend out the files of a container that does not run.
+        #[arg(long, conflicts_with = "recover")]
+        lend: bool,
     },
     /// Boot one VM to its init and report. Started by the worker.
     #[command(hide = true)]
     Probe {
         /// firecracker or qemu.
         runtime: beta9_types::RuntimeKind,
+    },
+    /// Take an image in. Started by the worker.
+    #[command(hide = true)]
+    TakeIn {
+        /// The worker's root directory.
+        root: PathBuf,
+        /// What to take in.
+        path: PathBuf,
+        /// The image's name.
+        tag: Option<beta9_types::ImageReference>,
     },
     /// Serves the host directories of one microVM container to its guest.
     #[command(hide = true)]
@@ -231,18 +251,24 @@ pub(crate) fn main() -> ExitCode {
     let Cli { global, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let failure = usage::failure(&error);
+            let words: Vec<OsString> = std::env::args_os().collect();
+            let failure = usage::failure(&error, &words);
             crate::terminal::error(&failure.message);
             return ExitCode::from(failure.code);
         }
     };
     // Processes of other kinds than a client come first: they must start with one thread.
     let outcome = match command {
-        Command::Supervise { directory, recover } => {
-            let purpose = if recover { Purpose::Recover } else { Purpose::Start };
+        Command::Supervise { directory, recover, lend } => {
+            let purpose = match (recover, lend) {
+                (true, _) => Purpose::Recover,
+                (false, true) => Purpose::Lend,
+                (false, false) => Purpose::Start,
+            };
             internal::supervise(directory, purpose)
         }
         Command::Probe { runtime } => internal::probe(runtime),
+        Command::TakeIn { root, path, tag } => internal::take_in(&root, &path, tag.as_ref()),
         Command::Share { arguments } => internal::share(arguments),
         Command::Confine { arguments } => internal::confine(arguments),
         Command::Init(args) => init::run(args),
@@ -297,6 +323,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
                     Command::Inspect(args) => inspect::run(&mut client, args).await,
+                    Command::Port(args) => port::run(&mut client, args).await,
                     Command::Stop(args) => container::stop(&mut client, args).await,
                     Command::Kill(args) => container::kill(&mut client, args).await,
                     Command::Rm(args) => container::rm(&mut client, args).await,
@@ -308,6 +335,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Cp(args) => cp::run(&mut client, args).await,
                     Command::Events(args) => events::run(&mut client, args).await,
                     Command::Image(command) => image::run(&mut client, command).await,
+                    Command::Volume(command) => volume::run(&mut client, command).await,
                     Command::Status(args) => status::run(&mut client, args).await,
                     _ => Err(Failure::new("this command was handled before")),
                 }

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use beta9_types::{MemoryBytes, RestartPolicy};
+use beta9_types::{MemoryBytes, NetworkPolicy, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
 use crate::api;
 use crate::cli::container::each;
+use crate::cli::flags::nano_cpus;
 use crate::cli::table;
 use crate::cli::{Outcome, OutputFormat};
 use crate::client::Client;
@@ -35,7 +36,7 @@ pub(super) struct UpdateArgs {
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MemoryBytes>,
     /// Processors that it may use, as in 0.5 or 2.
-    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
+    #[arg(long, value_name = "NUMBER", value_parser = nano_cpus)]
     cpus: Option<u64>,
     /// Processes and threads that it may have.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..=4_194_304))]
@@ -43,6 +44,9 @@ pub(super) struct UpdateArgs {
     /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
+    /// Whom it may talk to from now on: open, blocked, or networks with commas between them.
+    #[arg(long, value_name = "POLICY")]
+    network_policy: Option<NetworkPolicy>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -65,7 +69,7 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, containers } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, containers } = args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
             container: container.clone(),
@@ -73,6 +77,7 @@ pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
             nano_cpus: cpus,
             pids: pids_limit,
             restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
+            network_policy: network_policy.as_ref().map(NetworkPolicy::to_string).unwrap_or_default(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)
@@ -119,33 +124,12 @@ fn time(milliseconds: u64) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// A decimal number of processors in billionths, read digit by digit: a float would round.
-fn parse_cpus(text: &str) -> Result<u64, String> {
-    let bad = || "use a number of processors above 0 and up to 1024, as in 0.5 or 2".to_owned();
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
-    let whole = if whole.is_empty() { "0" } else { whole };
-    if !digits(whole) || !digits(fraction) {
-        return Err(bad());
-    }
-    let nanos: u64 = format!("{whole}{fraction:0<9}").parse().map_err(|_| bad())?;
-    if nanos == 0 || nanos > 1_024_000_000_000 { Err(bad()) } else { Ok(nanos) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn processors_are_read_to_the_billionth() {
-        for (text, nanos) in
-            [("1", 1_000_000_000), ("0.5", 500_000_000), (".25", 250_000_000), ("2.000000001", 2_000_000_001)]
-        {
-            assert_eq!(parse_cpus(text), Ok(nanos), "{text}");
-        }
-        for bad in ["", "0", "0.0", "-1", "1e3", "nan", "1025", "0.0000000001", "1.", "a"] {
-            assert!(parse_cpus(bad).is_err(), "{bad:?} was accepted");
-        }
+    fn times_are_hours_minutes_and_seconds() {
         assert_eq!(time(3_723_456), "01:02:03");
     }
 }

@@ -32,6 +32,9 @@ pub(super) struct PsArgs {
     /// The newest one, whatever its state.
     #[arg(short, long, conflicts_with = "last")]
     latest: bool,
+    /// Show how much each has written, and with its image.
+    #[arg(short, long)]
+    size: bool,
     /// Print ids and commands whole.
     #[arg(long)]
     no_trunc: bool,
@@ -44,7 +47,11 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
     let filters = args.filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let last = if args.latest { Some(1) } else { args.last };
     // Those that a condition names by time need not run, so all are asked for.
-    let answer = client.containers.list(api::ListRequest { all: true }).await?.into_inner();
+    let answer = client
+        .containers
+        .list(api::ListRequest { all: true, sizes: args.size && !args.quiet })
+        .await?
+        .into_inner();
     let all = args.all || last.is_some() || filters.iter().any(Filter::wants_all);
     let mut containers = filter::keep(&filters, answer.containers)?;
     containers
@@ -71,9 +78,16 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
         }
         Some(format) => return formatted(format, &containers, args.no_trunc),
     }
-    let mut table = table::new(["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "RUNTIME", "NAME"]);
+    // A column for what most containers do not have would only make lines longer.
+    let has_ports = containers.iter().any(|container| !super::port::summary(container).is_empty());
+    let mut heads = vec!["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "RUNTIME", "NAME"];
+    if has_ports {
+        heads.insert(6, "PORTS");
+    }
+    heads.extend(args.size.then_some("SIZE"));
+    let mut table = table::new(heads);
     for container in containers {
-        table.add_row([
+        let mut row = vec![
             id(&container, args.no_trunc),
             container.image.clone(),
             command(&container.args, args.no_trunc),
@@ -81,7 +95,12 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
             status(&container),
             container.runtime.clone(),
             container.name.clone(),
-        ]);
+        ];
+        if has_ports {
+            row.insert(6, super::port::summary(&container));
+        }
+        row.extend(args.size.then(|| size(&container)));
+        table.add_row(row);
     }
     terminal::line(&table.trim_fmt())?;
     Ok(ExitCode::SUCCESS)
@@ -123,11 +142,25 @@ fn fields(container: &api::Container, whole: bool) -> serde_json::Value {
         "Status": status(container),
         "Labels": labels.join(","),
         "Mounts": mounts.join(","),
+        "Ports": super::port::summary(container),
+        "Networks": container.network,
         "Runtime": container.runtime,
         "Pool": container.pool,
+        "Size": size(container),
         "ExitCode": container.exit.as_ref().map(|exit| exit.code),
         "labels": container.labels,
     })
+}
+
+/// What it has written, and that with its image; unknown where nobody asked.
+fn size(container: &api::Container) -> String {
+    match (container.written_bytes, container.image_bytes) {
+        (Some(own), Some(image)) => {
+            format!("{} (virtual {})", terminal::bytes(own), terminal::bytes(own.saturating_add(image)))
+        }
+        (Some(own), None) => terminal::bytes(own),
+        (None, _) => String::new(),
+    }
 }
 
 fn id(container: &api::Container, whole: bool) -> String {

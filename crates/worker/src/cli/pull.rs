@@ -59,6 +59,9 @@ pub(super) struct ImageFlags {
     /// Take the image for this machine: os/architecture[/variant].
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
+    /// Do not show the progress of a pull.
+    #[arg(short, long)]
+    pub(super) quiet: bool,
 }
 
 /// What a pull needs beside the image's name.
@@ -93,8 +96,12 @@ pub(super) async fn create(
 ) -> Result<api::CreateResponse, Failure> {
     let reference: ImageReference =
         request.image.parse().map_err(|e: ParseError| Failure::new(e.to_string()))?;
-    let ask =
-        Ask { policy: flags.pull, platform: flags.platform.as_ref(), plain_http: false, is_quiet: false };
+    let ask = Ask {
+        policy: flags.pull,
+        platform: flags.platform.as_ref(),
+        plain_http: false,
+        is_quiet: flags.quiet,
+    };
     request.pull = PullPolicy::Never.to_string();
     request.platform = text(flags.platform.as_ref());
     if flags.pull == PullPolicy::Always {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use beta9_types::{BindMount, LogLimits, MemoryBytes, MountAccess};
+use beta9_types::{LogLimits, MemoryBytes};
 use clap::Args;
 
 use crate::api;
@@ -64,9 +64,6 @@ pub(super) struct RunArgs {
     /// Run as this user, by name or number, optionally with a group.
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Mount a host file or directory.
-    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
-    volume: Vec<String>,
     /// Memory limit: a number with an optional b, k, m or g.
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MemoryBytes>,
@@ -101,10 +98,7 @@ pub(super) struct RunArgs {
 }
 
 pub(super) async fn run(client: &mut Client, args: RunArgs) -> Outcome {
-    run_in(client, args).await.map_err(|failure| match failure.code {
-        1 => failure.with_code(OUR_FAILURE),
-        _ => failure,
-    })
+    run_in(client, args).await.map_err(ours)
 }
 
 async fn run_in(client: &mut Client, args: RunArgs) -> Outcome {
@@ -138,9 +132,14 @@ pub(super) async fn create(client: &mut Client, args: RunArgs) -> Outcome {
         return Err(Failure::new("create starts nothing, so there is nothing to detach from: leave -d out")
             .with_code(OUR_FAILURE));
     }
-    let id = create_from(client, args).await?;
+    let id = create_from(client, args).await.map_err(ours)?;
     terminal::line(&id)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What goes wrong before there is a container is told apart from every code of its own.
+fn ours(failure: Failure) -> Failure {
+    if failure.code == 1 { failure.with_code(OUR_FAILURE) } else { failure }
 }
 
 async fn create_from(client: &mut Client, args: RunArgs) -> Result<String, Failure> {
@@ -161,7 +160,6 @@ pub(super) fn failed(exit: &api::Exit) -> Failure {
 }
 
 fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
-    let mounts = args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?;
     let (log_max_size, log_max_files) = log_options(&args.log_opt)?;
     let mut request = api::CreateRequest {
         image: args.image,
@@ -170,7 +168,6 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         cwd: args.workdir.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
         hostname: args.hostname.unwrap_or_default(),
-        mounts,
         memory_bytes: args.memory.map_or(0, MemoryBytes::get),
         name: args.name.unwrap_or_default(),
         runtime: args.runtime.unwrap_or_default(),
@@ -212,24 +209,4 @@ pub(super) fn variable(text: String) -> Option<String> {
     }
     let value = std::env::var(&text).ok()?;
     Some(format!("{text}={value}"))
-}
-
-fn mount(text: &str) -> Result<api::Mount, Failure> {
-    // A path that starts with a dot is relative to here, as for docker.
-    let absolute = match text.split_once(':') {
-        Some((source, rest)) if source == "." || source.starts_with("./") || source.starts_with("../") => {
-            let source = std::path::absolute(source)
-                .and_then(|path| path.canonicalize())
-                .map_err(|e| Failure::new(format!("mount source {source}: {e}")))?;
-            format!("{}:{rest}", source.display())
-        }
-        _ => text.to_owned(),
-    };
-    let mount: BindMount =
-        absolute.parse().map_err(|e: beta9_types::ParseError| Failure::new(e.to_string()))?;
-    Ok(api::Mount {
-        source: mount.source.to_string_lossy().into_owned(),
-        target: mount.target.to_string_lossy().into_owned(),
-        read_only: mount.access == MountAccess::ReadOnly,
-    })
 }

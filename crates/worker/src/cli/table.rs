@@ -3,10 +3,10 @@
 use comfy_table::{Table, presets};
 
 /// A table without lines, its columns two spaces apart.
-pub(super) fn new<const N: usize>(header: [&str; N]) -> Table {
+pub(super) fn new<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(header);
+    table.set_header(header.into_iter().collect::<Vec<_>>());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

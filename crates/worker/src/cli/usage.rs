@@ -1,62 +1,18 @@
 //! What is wrong with a command line, in one sentence with a way out.
 
+use std::ffi::OsStr;
+
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::cli::Failure;
+use crate::cli::docker::{instead_of_command, instead_of_flag};
+use crate::cli::{Cli, Failure};
 
 /// docker's exit code for a command line that it does not understand.
 const USAGE: u8 = 125;
 
-/// docker's flags that are not here, and what to do instead.
-const REFUSED: &[(&str, &str)] = &[
-    ("--annotation", "use --label"),
-    ("--blkio-weight-device", "use --blkio-weight, or --device-read-bps and its like"),
-    ("--cgroup-parent", "every container has a cgroup of its own; limit it by -m, --cpus and --pids-limit"),
-    ("--cgroupns", "every container has a cgroup namespace of its own"),
-    ("--cpu-rt-period", "use --cpus, or --ulimit rtprio="),
-    ("--cpu-rt-runtime", "use --cpus, or --ulimit rtprio="),
-    ("--device-cgroup-rule", "use --device for each device"),
-    ("--disable-content-trust", "images are verified by digest; leave it out"),
-    ("--domainname", "use --hostname with the whole name, or --add-host"),
-    ("--gpus", "there are no GPUs here; use --device on runc"),
-    ("--ipc", "every container has IPC of its own; size its shared memory by --shm-size"),
-    ("--isolation", "use --runtime"),
-    ("--kernel-memory", "use --memory, which counts the kernel's memory, too"),
-    ("--link", "use --add-host"),
-    ("--mount", "use -v for a host path and --tmpfs for memory"),
-    ("--oom-kill-disable", "use --memory; a container that is out of memory ends with 137 and reason oom"),
-    ("--oom-score-adj", "use --memory-reservation for what must go on"),
-    ("--pid", "every container has processes of its own; use `exec` to look into one"),
-    (
-        "--privileged",
-        "use --cap-add, --device and --security-opt for what is needed, or a VM: --runtime microvm",
-    ),
-    ("--storage-opt", "a VM's writable disk has a size of its own; use --tmpfs with size="),
-    ("--memory-swappiness", "use --memory-swap"),
-    ("--userns", "use --user for another user, or --runtime gvisor or microvm for another kernel"),
-    ("--uts", "every container has a host name of its own; use --hostname"),
-    ("--volume-driver", "use -v with a path on the host"),
-    ("--volumes-from", "use -v with the same path in both"),
-    ("--health-cmd", "there are no health checks yet; ask from outside with `exec`"),
-    ("--no-healthcheck", "there are no health checks; leave it out"),
-    ("--log-driver", "read the log by `logs`, in CRI format; --log-opt limits it"),
-    ("--network", "containers have loopback alone; leave it out"),
-    ("--net", "containers have loopback alone; leave it out"),
-    ("--publish", "containers have loopback alone; leave it out"),
-    ("-p", "containers have loopback alone; leave it out"),
-    ("--publish-all", "containers have loopback alone; leave it out"),
-    ("-P", "containers have loopback alone; leave it out"),
-    ("--expose", "containers have loopback alone; leave it out"),
-    ("--ip", "containers have loopback alone; leave it out"),
-    ("--ip6", "containers have loopback alone; leave it out"),
-    ("--mac-address", "containers have loopback alone; leave it out"),
-    ("--network-alias", "containers have loopback alone; leave it out"),
-    ("--size", "use `du` in the container's directory below the root"),
-    ("-s", "use `du` in the container's directory below the root"),
-];
-
-/// Turns a parser's complaint into ours. Help and versions are printed and end well.
-pub(super) fn failure(error: &clap::Error) -> Failure {
+/// Turns a parser's complaint about a command line into ours. Help and versions are printed and end well.
+pub(super) fn failure(error: &clap::Error, words: &[impl AsRef<OsStr>]) -> Failure {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(list)) => list.first().map(String::as_str),
@@ -74,12 +30,10 @@ pub(super) fn failure(error: &clap::Error) -> Failure {
         }
         ErrorKind::UnknownArgument => {
             let flag = text(ContextKind::InvalidArg).unwrap_or_default();
-            match REFUSED.iter().find(|(name, _)| *name == flag) {
-                Some((_, instead)) => format!("{flag} is not supported: {instead}"),
-                None if flag.starts_with("--health-") => {
-                    format!(
-                        "{flag} is not supported: there are no health checks yet; ask from outside with `exec`"
-                    )
+            match instead_of_flag(&command_of(words), flag) {
+                Some(instead) => format!("{flag} is not supported: {instead}"),
+                None if !flag.starts_with('-') => {
+                    format!("{flag:?} is one word too many: the command takes no more; see --help")
                 }
                 None => format!(
                     "unknown flag {flag}: {}",
@@ -87,14 +41,43 @@ pub(super) fn failure(error: &clap::Error) -> Failure {
                 ),
             }
         }
-        ErrorKind::InvalidSubcommand => format!(
-            "unknown command {}: {}",
-            text(ContextKind::InvalidSubcommand).unwrap_or_default(),
-            meant(ContextKind::SuggestedSubcommand).unwrap_or_else(|| "see --help".to_owned())
-        ),
+        ErrorKind::InvalidSubcommand => {
+            let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            match instead_of_command(name).filter(|_| command_of(words).is_empty()) {
+                Some(instead) => format!("{name} is not supported: {instead}"),
+                None => format!(
+                    "unknown command {name}: {}",
+                    meant(ContextKind::SuggestedSubcommand).unwrap_or_else(|| "see --help".to_owned())
+                ),
+            }
+        }
         _ => first_sentence(&error.to_string()),
     };
     Failure { message, code: USAGE }
+}
+
+/// The command that a command line begins with, such as `image ls`; empty where there is none.
+fn command_of(words: &[impl AsRef<OsStr>]) -> String {
+    let mut command = Cli::command();
+    let mut names: Vec<String> = Vec::new();
+    let mut words = words.iter().skip(1).filter_map(|word| word.as_ref().to_str());
+    while let Some(word) = words.next() {
+        if word.starts_with('-') {
+            // The flags before a command that take a value take the next word.
+            let takes_value = names.is_empty() && matches!(word, "--root" | "--config");
+            if takes_value {
+                words.next();
+            }
+            if !names.is_empty() {
+                break;
+            }
+            continue;
+        }
+        let Some(found) = command.find_subcommand(word).cloned() else { break };
+        names.push(found.get_name().to_owned());
+        command = found;
+    }
+    names.join(" ")
 }
 
 /// The parser's own words without its hints, in one line.
@@ -117,14 +100,14 @@ fn first_sentence(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::Parser;
 
     use super::*;
-    use crate::cli::Cli;
 
     fn said(words: &[&str]) -> String {
-        let error = Cli::try_parse_from(std::iter::once(&"beta9-worker").chain(words)).err().unwrap();
-        let failure = failure(&error);
+        let words: Vec<&str> = std::iter::once("beta9-worker").chain(words.iter().copied()).collect();
+        let error = Cli::try_parse_from(&words).err().unwrap();
+        let failure = failure(&error, &words);
         assert_eq!(failure.code, USAGE);
         assert!(!failure.message.contains('\n') && !failure.message.is_empty(), "{:?}", failure.message);
         failure.message
@@ -134,15 +117,22 @@ mod tests {
     fn a_flag_that_docker_has_is_refused_with_the_alternative() {
         assert!(said(&["run", "--privileged", "x"]).contains("--cap-add"));
         assert!(said(&["run", "--gpus", "all", "x"]).contains("--gpus is not supported"));
-        assert!(said(&["run", "-p", "80:80", "x"]).contains("-p is not supported"));
-        let run = Cli::command().find_subcommand("run").cloned().unwrap();
-        for (flag, instead) in REFUSED.iter().filter(|(flag, _)| !flag.starts_with("--s")) {
-            let name = flag.trim_start_matches('-');
-            let has = run.get_arguments().any(|arg| {
-                arg.get_long() == Some(name) || arg.get_short().map(String::from).as_deref() == Some(name)
-            });
-            assert!(!has, "{flag} is there: take it from the list");
-            assert!(!instead.ends_with('.'));
+        assert!(said(&["--root", "run", "run", "--gpus", "all", "x"]).contains("--gpus is not supported"));
+        assert!(said(&["rm", "-l", "x"]).contains("-l is not supported: containers are not linked"));
+        assert!(said(&["images"]).contains("images is not supported: use `image ls`"));
+        assert!(said(&["image", "rmi"]).contains("unknown command rmi"));
+        assert!(said(&["image", "ls", "busybox"]).contains("one word too many"));
+    }
+
+    #[test]
+    fn the_command_of_a_line_is_found() {
+        for (words, command) in [
+            (&["beta9-worker", "run", "--rm", "x", "image", "ls"][..], "run"),
+            (&["beta9-worker", "--verbose", "--root", "image", "image", "ls"], "image ls"),
+            (&["beta9-worker", "images"], ""),
+            (&["beta9-worker"], ""),
+        ] {
+            assert_eq!(command_of(words), command, "{words:?}");
         }
     }
 

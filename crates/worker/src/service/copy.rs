@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use beta9_supervisor::{
     ContainerDirectory, Copy, CopyStream, Record, Refusal, StateFile, Supervisor, copy_stopped,
+    needs_recovery,
 };
 use beta9_types::{CopyIn, CopyOut, Placement};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,8 +14,8 @@ use tokio::sync::oneshot;
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::Worker;
 use crate::service::operate::{is_alive, refused};
+use crate::service::{Worker, launch};
 
 /// Bytes of an archive in one message.
 const CHUNK: usize = 64 << 10;
@@ -38,8 +39,8 @@ impl Worker {
         let (directory, record) = self.find(container)?;
         let request = CopyOut { path: absolute(&request.path), ..request };
         let files = Copy::Out(request);
-        let from = if is_alive(&StateFile::read(&directory)?.state) {
-            let begun = Supervisor::of(directory).copy(files).await?;
+        let from = if let Some(supervisor) = lender(&directory, &record).await? {
+            let begun = supervisor.copy(files).await?;
             From::Running(begun.map_err(|refusal| refused(&record, refusal))?)
         } else {
             let (read, write) = new_pipe()?;
@@ -58,8 +59,8 @@ impl Worker {
         let (directory, record) = self.find(&open.container)?;
         let placement = if open.unpack { Placement::Unpacked } else { Placement::Named };
         let files = Copy::In(CopyIn { path: absolute(&open.path), placement, keep_owner: open.keep_owner });
-        let outcome = if is_alive(&StateFile::read(&directory)?.state) {
-            match Supervisor::of(directory).copy(files).await? {
+        let outcome = if let Some(supervisor) = lender(&directory, &record).await? {
+            match supervisor.copy(files).await? {
                 Ok(stream) => copy_in_running(stream, input).await?,
                 Err(refusal) => Err(refusal),
             }
@@ -148,6 +149,25 @@ async fn copy_in_stopped(
     }
     drop(to);
     Ok(verdict.await.unwrap_or_else(|_| Err(panicked())))
+}
+
+/// Who copies files of the container: its supervisor, or where it does not run and its disk is a guest's, whoever boots one.
+/// `None` where the files are there for everybody.
+async fn lender(directory: &ContainerDirectory, record: &Record) -> Result<Option<Supervisor>> {
+    if is_alive(&StateFile::read(directory)?.state) {
+        return Ok(Some(Supervisor::of(directory.clone())));
+    }
+    if !record.runtime.is_microvm() {
+        return Ok(None);
+    }
+    if needs_recovery(directory)? {
+        launch::recover(directory).await?;
+    }
+    launch::lend(directory).await.map_err(|error| {
+        let text = format!("container {}: {}", record.id.short(), crate::error::chain(&error));
+        Error::new(error.kind(), text)
+    })?;
+    Ok(Some(Supervisor::lender_of(directory.clone())))
 }
 
 /// Copies on a thread of its own, which ends with the copy.

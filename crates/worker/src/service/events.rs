@@ -1,4 +1,4 @@
-//! What happens to containers, as it happens.
+//! What happens to containers and images, as it happens.
 //!
 //! A container's own life is seen through its supervisor, by one observer for each that runs; what is done to it from
 //! outside is told by the request that does it. Events are kept in memory alone: a worker that was replaced begins anew.
@@ -8,7 +8,7 @@
 //!                                                     └ one that is too slow loses the oldest, and is told how many
 //! ```
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use beta9_supervisor::{ContainerDirectory, Record, Until};
@@ -22,6 +22,9 @@ use crate::service::{Worker, now_us};
 
 /// Events that are remembered for whoever asks for the past, and that may wait for a client.
 const KEPT: usize = 1000;
+/// What an event is about.
+const CONTAINER: &str = "container";
+const IMAGE: &str = "image";
 
 /// The events of one worker.
 pub(super) struct Events {
@@ -79,6 +82,26 @@ impl Worker {
         }
     }
 
+    /// Tells what was done to an image.
+    pub(super) fn tell_of_image(&self, action: &str, image: &str, attributes: &[(&str, String)]) {
+        if let Some(events) = &self.events {
+            events.tell(api::Event {
+                at_us: now_us(),
+                r#type: IMAGE.to_owned(),
+                action: action.to_owned(),
+                id: image.to_owned(),
+                image: image.to_owned(),
+                attributes: owned(attributes),
+                ..api::Event::default()
+            });
+        }
+    }
+
+    /// Whether anybody can be told anything.
+    pub(super) fn has_events(&self) -> bool {
+        self.events.is_some()
+    }
+
     /// Tells of a container's life until it is over.
     pub(super) fn observe(&self, directory: &ContainerDirectory, record: &Record) {
         let Some(events) = &self.events else { return };
@@ -89,11 +112,11 @@ impl Worker {
 
     /// The events that a client asks for.
     pub(super) fn events(&self, request: api::EventsRequest) -> Result<Subscription> {
+        let filter = Filter::parse(&request.filters)?;
         let Some(events) = &self.events else {
             let text = "events are told by a worker that serves: start one with `beta9-worker serve`";
             return Err(Error::new(ErrorKind::Precondition, text));
         };
-        let filter = Filter::parse(&request.filters)?;
         let (past, live) = events.subscribe(request.since_us);
         Ok(Subscription { past: past.into(), live, filter, until_us: request.until_us })
     }
@@ -102,13 +125,19 @@ impl Worker {
 fn event(record: &Record, action: &str, attributes: &[(&str, String)]) -> api::Event {
     api::Event {
         at_us: now_us(),
+        r#type: CONTAINER.to_owned(),
         action: action.to_owned(),
         id: record.id.to_string(),
         name: record.request.name.clone().map(String::from).unwrap_or_default(),
         image: record.request.image.to_string(),
         runtime: record.runtime.to_string(),
-        attributes: attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        attributes: owned(attributes),
+        labels: record.labels.clone().into_iter().collect(),
     }
+}
+
+fn owned(attributes: &[(&str, String)]) -> HashMap<String, String> {
+    attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
 }
 
 async fn observe(events: Arc<Events>, directory: ContainerDirectory, record: Record) {
@@ -209,25 +238,32 @@ impl Subscription {
     }
 }
 
-/// Which events a client wants. Values of one key are alternatives; every key that is there must fit.
+/// Which events a client wants. Values of one key are alternatives, but every label is wanted; every key that is there must
+/// fit.
 #[derive(Debug, Default)]
 struct Filter {
-    wanted: BTreeMap<String, Vec<String>>,
+    wanted: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl Filter {
+    const KEYS: [&str; 6] = ["container", "event", "image", "label", "runtime", "type"];
+
     fn parse(filters: &[String]) -> Result<Self> {
         let mut filter = Self::default();
         for text in filters {
-            match text.split_once('=') {
-                Some((key @ ("container" | "event" | "image" | "runtime"), value)) if !value.is_empty() => {
-                    filter.wanted.entry(key.to_owned()).or_default().push(value.to_owned());
+            let invalid =
+                |rule: &str| Error::new(ErrorKind::Invalid, format!("invalid filter {text:?}: use {rule}"));
+            let known = text.split_once('=').and_then(|(key, value)| {
+                let key = Self::KEYS.into_iter().find(|known| *known == key)?;
+                Some((key, value)).filter(|(_, value)| !value.is_empty())
+            });
+            match known {
+                Some(("type", value)) if value != CONTAINER && value != IMAGE => {
+                    return Err(invalid("type=container or type=image"));
                 }
-                _ => {
-                    let text = format!(
-                        "invalid filter {text:?}: use container=, event=, image= or runtime= and a value"
-                    );
-                    return Err(Error::new(ErrorKind::Invalid, text));
+                Some((key, value)) => filter.wanted.entry(key).or_default().push(value.to_owned()),
+                None => {
+                    return Err(invalid("container=, event=, image=, label=, runtime= or type= and a value"));
                 }
             }
         }
@@ -236,12 +272,31 @@ impl Filter {
 
     fn admits(&self, event: &api::Event) -> bool {
         let fits = |key: &str, value: &str| match key {
-            "container" => event.name == value || event.id.starts_with(value),
+            "container" => event.r#type == CONTAINER && (event.name == value || event.id.starts_with(value)),
             "event" => event.action == value,
-            "image" => event.image == value || event.image.split(':').next() == Some(value),
+            "image" => event.image == value || without_tag(&event.image) == value,
+            "label" => match value.split_once('=') {
+                Some((name, value)) => event.labels.get(name).is_some_and(|known| known == value),
+                None => event.labels.contains_key(value),
+            },
+            "type" => event.r#type == value,
             _ => event.runtime == value,
         };
-        self.wanted.iter().all(|(key, values)| values.iter().any(|value| fits(key, value)))
+        self.wanted.iter().all(|(key, values)| {
+            if *key == "label" {
+                values.iter().all(|value| fits(key, value))
+            } else {
+                values.iter().any(|value| fits(key, value))
+            }
+        })
+    }
+}
+
+/// An image's name without its tag. The colon of a registry's port comes before a slash.
+fn without_tag(image: &str) -> &str {
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
     }
 }
 
@@ -256,6 +311,9 @@ mod tests {
             at_us: number,
             action: "start".to_owned(),
             id: "abc".to_owned(),
+            r#type: CONTAINER.to_owned(),
+            image: "registry.example:5000/team/app:1.2".to_owned(),
+            labels: [("role".to_owned(), "web".to_owned())].into(),
             ..api::Event::default()
         }
     }
@@ -287,7 +345,13 @@ mod tests {
         assert!(filter(&["event=start", "event=die", "container=ab"]).unwrap().admits(&numbered(1)));
         assert!(!filter(&["event=die"]).unwrap().admits(&numbered(1)));
         assert!(!filter(&["event=start", "runtime=runc"]).unwrap().admits(&numbered(1)));
-        for bad in ["", "event", "event=", "colour=blue"] {
+        assert!(
+            filter(&["type=container", "image=registry.example:5000/team/app"]).unwrap().admits(&numbered(1))
+        );
+        assert!(!filter(&["type=image"]).unwrap().admits(&numbered(1)));
+        assert!(filter(&["label=role", "label=role=web"]).unwrap().admits(&numbered(1)));
+        assert!(!filter(&["label=role", "label=role=db"]).unwrap().admits(&numbered(1)));
+        for bad in ["", "event", "event=", "colour=blue", "type=network"] {
             assert!(filter(&[bad]).is_err(), "{bad:?}");
         }
     }

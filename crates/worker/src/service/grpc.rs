@@ -1,14 +1,16 @@
 //! The gRPC face: messages in, messages out, nothing decided here.
 
+mod images;
+mod worker;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_image::{Step, Store, Unused};
-use beta9_supervisor::Operation;
+use beta9_supervisor::{Operation, OwnVolumes};
 use beta9_types::{
-    BindMount, ContainerId, ContainerRequest, CopyOut, ExecId, ImageReference, LimitChange, MemoryBytes,
-    MountAccess, RestartPolicy,
+    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, RestartPolicy,
+    SignalNumber,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -17,14 +19,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api;
 use crate::api::container_service_server::{ContainerService, ContainerServiceServer};
-use crate::api::image_service_server::{ImageService, ImageServiceServer};
-use crate::api::worker_service_server::{WorkerService, WorkerServiceServer};
+use crate::api::image_service_server::ImageServiceServer;
+use crate::api::volume_service_server::VolumeServiceServer;
+use crate::api::worker_service_server::WorkerServiceServer;
 use crate::error::{Error, ErrorKind};
-use crate::service::images::{Layers, Wish};
-use crate::service::lifecycle::image_error;
+use crate::service::images::Wish;
 use crate::service::operate::Rounds;
 use crate::service::options::options;
-use crate::service::{Worker, blocking, micros, streams};
+use crate::service::volumes::VolumeServer;
+use crate::service::{Worker, streams};
 
 /// Messages that wait for a slow client; the rest waits in the log.
 pub(super) const PENDING: usize = 8;
@@ -39,6 +42,7 @@ pub(crate) fn router(worker: Arc<Worker>) -> tonic::transport::server::Router {
     tonic::transport::Server::builder()
         .add_service(ContainerServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE))
         .add_service(ImageServiceServer::new(server.clone()))
+        .add_service(VolumeServiceServer::new(VolumeServer::new(Arc::clone(&server.worker))))
         .add_service(WorkerServiceServer::new(server))
 }
 
@@ -111,11 +115,14 @@ impl ContainerService for Server {
     }
 
     async fn list(&self, request: Request<api::ListRequest>) -> Result<Response<api::ListResponse>, Status> {
-        let all = request.into_inner().all;
-        let containers = self.worker.list().await?.into_iter().map(api::Container::from);
-        let containers = containers
-            .filter(|c| all || matches!(c.status.as_str(), "running" | "starting" | "paused"))
-            .collect();
+        let api::ListRequest { all, sizes } = request.into_inner();
+        let mut containers = Vec::new();
+        for described in self.worker.list().await? {
+            let is_up = matches!(described.state.state.status(), "running" | "starting" | "paused");
+            if all || is_up {
+                containers.push(self.worker.told(described, sizes).await?);
+            }
+        }
         Ok(Response::new(api::ListResponse { containers }))
     }
 
@@ -123,13 +130,15 @@ impl ContainerService for Server {
         &self,
         request: Request<api::InspectRequest>,
     ) -> Result<Response<api::InspectResponse>, Status> {
-        let described = self.worker.inspect(&request.into_inner().container).await?;
-        Ok(Response::new(api::InspectResponse { container: Some(described.into()) }))
+        let api::InspectRequest { container, sizes } = request.into_inner();
+        let described = self.worker.inspect(&container).await?;
+        let container = self.worker.told(described, sizes).await?;
+        Ok(Response::new(api::InspectResponse { container: Some(container) }))
     }
 
     async fn stop(&self, request: Request<api::StopRequest>) -> Result<Response<api::StopResponse>, Status> {
-        let api::StopRequest { container, grace_ms } = request.into_inner();
-        self.worker.stop(&container, grace_ms.map(Duration::from_millis)).await?;
+        let api::StopRequest { container, grace_ms, signal } = request.into_inner();
+        self.worker.stop(&container, grace_ms.map(Duration::from_millis), stop_signal(signal)?).await?;
         Ok(Response::new(api::StopResponse {}))
     }
 
@@ -137,8 +146,9 @@ impl ContainerService for Server {
         &self,
         request: Request<api::RestartRequest>,
     ) -> Result<Response<api::RestartResponse>, Status> {
-        let api::RestartRequest { container, grace_ms } = request.into_inner();
-        let described = self.worker.restart(&container, grace_ms.map(Duration::from_millis)).await?;
+        let api::RestartRequest { container, grace_ms, signal } = request.into_inner();
+        let grace = grace_ms.map(Duration::from_millis);
+        let described = self.worker.restart(&container, grace, stop_signal(signal)?).await?;
         Ok(Response::new(api::RestartResponse { container: Some(described.into()) }))
     }
 
@@ -167,8 +177,9 @@ impl ContainerService for Server {
         &self,
         request: Request<api::RemoveRequest>,
     ) -> Result<Response<api::RemoveResponse>, Status> {
-        let api::RemoveRequest { container, force } = request.into_inner();
-        self.worker.remove(&container, force).await?;
+        let api::RemoveRequest { container, force, volumes } = request.into_inner();
+        let volumes = if volumes { OwnVolumes::Remove } else { OwnVolumes::Keep };
+        self.worker.remove(&container, force, volumes).await?;
         Ok(Response::new(api::RemoveResponse {}))
     }
 
@@ -232,7 +243,8 @@ impl ContainerService for Server {
         &self,
         request: Request<api::UpdateRequest>,
     ) -> Result<Response<api::UpdateResponse>, Status> {
-        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart } = request.into_inner();
+        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart, network_policy } =
+            request.into_inner();
         let restart = match restart.as_str() {
             "" => None,
             text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
@@ -248,7 +260,14 @@ impl ContainerService for Server {
         }
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
-        self.worker.update(&container, change, restart).await?;
+        let is_all = change.is_empty() && restart.is_none();
+        if network_policy.is_empty() || !is_all {
+            self.worker.update(&container, change, restart).await?;
+        }
+        if !network_policy.is_empty() {
+            let policy = network_policy.parse::<NetworkPolicy>().map_err(Error::from)?;
+            self.worker.set_network_policy(&container, policy).await?;
+        }
         Ok(Response::new(api::UpdateResponse {}))
     }
 
@@ -293,228 +312,11 @@ impl ContainerService for Server {
     }
 }
 
-#[tonic::async_trait]
-impl ImageService for Server {
-    type ImportStream = BoxStream<api::ImportResponse>;
-
-    async fn import(
-        &self,
-        request: Request<api::ImportRequest>,
-    ) -> Result<Response<Self::ImportStream>, Status> {
-        use api::import_response::Message;
-        let api::ImportRequest { path, tag } = request.into_inner();
-        let tag: Option<ImageReference> = match tag.as_str() {
-            "" => None,
-            tag => Some(tag.parse().map_err(Error::from)?),
-        };
-        let worker = Arc::clone(&self.worker);
-        let root = worker.root.clone();
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let answer = |message| Ok(api::ImportResponse { message: Some(message) });
-        tokio::spawn(async move {
-            let progress = sender.clone();
-            let imported = blocking(move || {
-                let store =
-                    Store::open(&root)?.with_progress(move |step: Step, done_bytes, total: Option<u64>| {
-                        let total_bytes = total.unwrap_or(0);
-                        let message =
-                            api::ImportProgress { step: step.as_str().to_owned(), done_bytes, total_bytes };
-                        // Progress is for eyes: a client that does not keep up misses some.
-                        let _ = progress.try_send(answer(Message::Progress(message)));
-                    });
-                store.import(std::path::Path::new(&path), tag.as_ref())
-            })
-            .await;
-            if let Ok(Ok(image)) = &imported {
-                worker.keep_image_limit(image.digest.clone()).await;
-            }
-            let last = match imported {
-                Ok(Ok(image)) => answer(Message::Image((&image).into())),
-                Ok(Err(error)) => Err(image_error(error).into()),
-                Err(error) => Err(error.into()),
-            };
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn prune_images(
-        &self,
-        request: Request<api::PruneImagesRequest>,
-    ) -> Result<Response<api::PruneImagesResponse>, Status> {
-        let unused = if request.into_inner().all { Unused::All } else { Unused::Dangling };
-        let pruned = self.worker.prune_images(unused).await?;
-        let images = pruned.images.iter().map(ToString::to_string).collect();
-        Ok(Response::new(api::PruneImagesResponse { images, freed_bytes: pruned.bytes }))
-    }
-
-    async fn list_images(
-        &self,
-        _: Request<api::ListImagesRequest>,
-    ) -> Result<Response<api::ListImagesResponse>, Status> {
-        let store = Arc::clone(&self.worker.store);
-        let images = blocking(move || store.list()).await?.map_err(image_error)?;
-        Ok(Response::new(api::ListImagesResponse { images: images.iter().map(api::Image::from).collect() }))
-    }
-
-    type PullStream = BoxStream<api::PullResponse>;
-
-    async fn pull(&self, request: Request<api::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        use api::pull_response::Message;
-        let wish = Wish::of_pull(request.into_inner())?;
-        let worker = Arc::clone(&self.worker);
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let answer = |message| api::PullResponse { message: Some(message) };
-        tokio::spawn(async move {
-            let (watch, layers) = Layers::new();
-            let work = worker.fulfil(wish, watch);
-            let done = layers.during(work, &sender, |progress| answer(Message::Progress(progress))).await;
-            if let Some(done) = done {
-                let last = done.map(|image| answer(Message::Image((&image).into()))).map_err(Status::from);
-                let _ = sender.send(last).await;
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    type PushStream = BoxStream<api::PushResponse>;
-
-    async fn push(&self, request: Request<api::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
-        use api::push_response::Message;
-        let (request, worker) = (request.into_inner(), Arc::clone(&self.worker));
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let answer = |message| api::PushResponse { message: Some(message) };
-        tokio::spawn(async move {
-            let (watch, layers) = Layers::new();
-            let work = worker.push(request, watch);
-            let done = layers.during(work, &sender, |progress| answer(Message::Progress(progress))).await;
-            if let Some(done) = done {
-                let last = done.map(|image| answer(Message::Image(image))).map_err(Status::from);
-                let _ = sender.send(last).await;
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn check_login(
-        &self,
-        request: Request<api::CheckLoginRequest>,
-    ) -> Result<Response<api::CheckLoginResponse>, Status> {
-        self.worker.check_login(request.into_inner()).await?;
-        Ok(Response::new(api::CheckLoginResponse {}))
-    }
-
-    async fn inspect_image(
-        &self,
-        request: Request<api::InspectImageRequest>,
-    ) -> Result<Response<api::InspectImageResponse>, Status> {
-        Ok(Response::new(self.worker.inspect_image(&request.into_inner().image).await?))
-    }
-
-    async fn remove_image(
-        &self,
-        request: Request<api::RemoveImageRequest>,
-    ) -> Result<Response<api::RemoveImageResponse>, Status> {
-        let api::RemoveImageRequest { image, force } = request.into_inner();
-        let removed = self.worker.remove_image(&image, force).await?;
-        Ok(Response::new(api::RemoveImageResponse {
-            removed_references: removed.references.iter().map(ToString::to_string).collect(),
-            removed_digest: removed.content.map_or_else(String::new, |digest| digest.to_string()),
-            freed_bytes: removed.freed,
-        }))
-    }
-
-    type ExportImageStream = BoxStream<api::ExportImageResponse>;
-
-    async fn export_image(
-        &self,
-        request: Request<api::ExportImageRequest>,
-    ) -> Result<Response<Self::ExportImageStream>, Status> {
-        use api::export_image_response::Message;
-        let (request, worker) = (request.into_inner(), Arc::clone(&self.worker));
-        let (sender, receiver) = mpsc::channel(PENDING);
-        let answer = |message| Ok(api::ExportImageResponse { message: Some(message) });
-        tokio::spawn(async move {
-            let progress = sender.clone();
-            let report = move |step: Step, done_bytes, total: Option<u64>| {
-                let (step, total_bytes) = (step.as_str().to_owned(), total.unwrap_or(0));
-                let message = api::ImportProgress { step, done_bytes, total_bytes };
-                // Progress is for eyes: a client that does not keep up misses some.
-                let _ = progress.try_send(answer(Message::Progress(message)));
-            };
-            let last = match worker.export_image(request, report).await {
-                Ok(path) => answer(Message::Path(path)),
-                Err(error) => Err(error.into()),
-            };
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-}
-
-impl From<&beta9_image::Image> for api::Image {
-    fn from(image: &beta9_image::Image) -> Self {
-        Self {
-            reference: image.reference.to_string(),
-            digest: image.digest.to_string(),
-            size_bytes: image.size,
-            imported_us: micros(image.imported),
-            layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl WorkerService for Server {
-    type EventsStream = BoxStream<api::EventsResponse>;
-
-    async fn events(
-        &self,
-        request: Request<api::EventsRequest>,
-    ) -> Result<Response<Self::EventsStream>, Status> {
-        let mut subscription = self.worker.events(request.into_inner())?;
-        let (sender, receiver) = mpsc::channel(PENDING);
-        tokio::spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    message = subscription.next() => message,
-                    () = sender.closed() => return,
-                };
-                let Some(message) = message else { return };
-                if sender.send(Ok(api::EventsResponse { message: Some(message) })).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn status(&self, _: Request<api::StatusRequest>) -> Result<Response<api::StatusResponse>, Status> {
-        let running = self.worker.list().await?;
-        let running = running.iter().filter(|c| c.state.state.status() == "running").count();
-        let pools = self.worker.pools();
-        Ok(Response::new(api::StatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            root: self.worker.root.to_string_lossy().into_owned(),
-            started_us: self.worker.started_us,
-            config_path: pools.config_path(),
-            config_loaded_sha256: pools.loaded_hash(),
-            config_file_sha256: pools.file_hash(),
-            pools: pools.status().await,
-            containers_running: u32::try_from(running).unwrap_or(u32::MAX),
-        }))
-    }
-}
-
 /// Checks every value of a request by its own type's rule.
 fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
     fn optional<T: std::str::FromStr<Err = beta9_types::ParseError>>(text: &str) -> Result<Option<T>, Error> {
         if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
     }
-    let mount = |mount: api::Mount| -> Result<BindMount, Error> {
-        let access = if mount.read_only { MountAccess::ReadOnly } else { MountAccess::ReadWrite };
-        Ok(BindMount::new(mount.source.into(), mount.target.into(), access)?)
-    };
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     let options = options(&mut message)?;
     Ok(ContainerRequest {
@@ -525,7 +327,8 @@ fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         cwd: text(message.cwd),
         user: optional(&message.user)?,
         hostname: text(message.hostname),
-        mounts: message.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
+        // Where they come from is found when the image is there.
+        mounts: Vec::new(),
         memory: match message.memory_bytes {
             0 => None,
             bytes => Some(MemoryBytes::try_from(bytes)?),
@@ -540,6 +343,11 @@ fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         log_max_size: Some(message.log_max_size).filter(|size| *size > 0),
         log_max_files: Some(message.log_max_files).filter(|count| *count > 0),
     })
+}
+
+/// 0 is the container's own.
+fn stop_signal(number: i32) -> Result<Option<SignalNumber>, Error> {
+    if number == 0 { Ok(None) } else { Ok(Some(number.to_string().parse()?)) }
 }
 
 /// Empty is the main process.

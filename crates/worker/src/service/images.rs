@@ -107,6 +107,7 @@ impl Worker {
         let pull = Pull { reference, platform, plain_http, credentials, mirror_credentials };
         let image = registries.pull(&self.store, pull, watch).await.map_err(registry_error)?;
         tracing::info!(image = %image.reference, digest = %image.digest, "image pulled");
+        self.tell_of_image("pull", image.reference.as_ref(), &[("digest", image.digest.to_string())]);
         self.keep_image_limit(image.digest.clone()).await;
         Ok(image)
     }
@@ -131,6 +132,7 @@ impl Worker {
         let pushed = self.registries().push(&self.store, &image, push, watch).await;
         let digest = pushed.map_err(registry_error)?;
         tracing::info!(image = %destination, %digest, "image pushed");
+        self.tell_of_image("push", destination.as_ref(), &[("digest", digest.to_string())]);
         Ok(api::PushedImage { reference: destination.to_string(), digest: digest.to_string() })
     }
 
@@ -199,7 +201,14 @@ impl Worker {
             let content = (freed > 0).then_some(image.digest);
             Ok(Removed { references: doomed, content, freed })
         });
-        removed.await?.map_err(image_error)
+        let removed = removed.await?.map_err(image_error)?;
+        for reference in &removed.references {
+            self.tell_of_image("untag", reference.as_ref(), &[]);
+        }
+        if let Some(digest) = &removed.content {
+            self.tell_of_image("delete", digest.as_ref(), &[]);
+        }
+        Ok(removed)
     }
 
     /// A container of that image, if there is one.
@@ -236,12 +245,14 @@ impl Worker {
             return Err(Error::new(ErrorKind::Invalid, format!("path {:?} is not absolute", request.path)));
         }
         let store = self.store.as_ref().clone().with_progress(progress);
-        blocking(move || {
+        let name = image.reference.to_string();
+        let exported = blocking(move || {
             store.export(&image, Path::new(&request.path), format)?;
             Ok(request.path)
-        })
-        .await?
-        .map_err(image_error)
+        });
+        let path = exported.await?.map_err(image_error)?;
+        self.tell_of_image("export", &name, &[("path", path.clone())]);
+        Ok(path)
     }
 
     fn registries(&self) -> Registries {

@@ -1,6 +1,7 @@
 //! Starting a supervisor: an exec of this very program that outlives this process.
 
 use std::fs::OpenOptions;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// A supervisor opens its socket in milliseconds; cleaning up after another may take its kill deadlines.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(60);
+/// To lend files out a VM is booted, after another copy or a start that is just over.
+const LEND_DEADLINE: Duration = Duration::from_secs(150);
 /// How much of what a supervisor said is repeated in an error.
 const SAID_BYTES: usize = 2000;
 
@@ -28,20 +31,37 @@ pub(crate) fn own_program() -> std::process::Command {
 
 /// Starts the supervisor of a created container. Returns when its socket accepts clients.
 pub(super) async fn start(directory: &ContainerDirectory) -> Result<()> {
-    let mut child = spawn(directory, Purpose::Start, Stdio::piped())?;
-    let stdout = child.stdout.take();
+    let child = spawn(directory, Purpose::Start, Stdio::piped())?;
+    if is_ready(child, READY_DEADLINE).await { Ok(()) } else { Err(unready(directory)) }
+}
+
+/// Has the files of a container that does not run lent out. Returns when they can be copied.
+pub(super) async fn lend(directory: &ContainerDirectory) -> Result<()> {
+    let said_before = std::fs::metadata(directory.supervisor_log()).map_or(0, |meta| meta.len());
+    let child = spawn(directory, Purpose::Lend, Stdio::piped())?;
+    if is_ready(child, LEND_DEADLINE).await {
+        return Ok(());
+    }
+    let said = said_since(directory, said_before);
+    let why =
+        said.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("it did not say why");
+    Err(Error::new(ErrorKind::Precondition, format!("its files cannot be reached: {why}")))
+}
+
+/// Whether a supervisor says that it is ready before it ends.
+async fn is_ready(mut child: Child, deadline: Duration) -> bool {
     let mut line = String::new();
+    let stdout = child.stdout.take();
     let ready = async {
         if let Some(stdout) = stdout {
             // End-of-file without the line means that it died.
             let _ = BufReader::new(stdout).read_line(&mut line).await;
         }
     };
-    let answered = tokio::time::timeout(READY_DEADLINE, ready).await;
-    let is_ready = answered.is_ok() && line.trim() == "ready";
+    let answered = tokio::time::timeout(deadline, ready).await;
     // Whoever starts a process collects it; without a daemon that falls to init when we are gone.
     tokio::spawn(async move { child.wait().await });
-    if is_ready { Ok(()) } else { Err(unready(directory)) }
+    answered.is_ok() && line.trim() == "ready"
 }
 
 /// Has a supervisor clean up after one that died. Returns when it is done.
@@ -66,15 +86,30 @@ fn spawn(directory: &ContainerDirectory, purpose: Purpose, stdout: Stdio) -> Res
         .map_err(|e| Error::internal(format!("open {}", log_path.display()), e))?;
     let mut command = own_program();
     command.arg("supervise").arg(directory.path()).current_dir("/");
-    if purpose == Purpose::Recover {
-        command.arg("--recover");
+    match purpose {
+        Purpose::Start => {}
+        Purpose::Recover => drop(command.arg("--recover")),
+        Purpose::Lend => drop(command.arg("--lend")),
     }
     command.stdin(Stdio::null()).stdout(stdout).stderr(log).new_session();
     Command::from(command).spawn().map_err(|e| Error::internal("start a supervisor", e))
 }
 
+fn said_since(directory: &ContainerDirectory, before: u64) -> String {
+    let mut said = String::new();
+    let read = std::fs::File::open(directory.supervisor_log()).and_then(|mut file| {
+        file.seek(SeekFrom::Start(before))?;
+        file.read_to_string(&mut said)
+    });
+    // What cannot be read was not said.
+    if read.is_err() {
+        said.clear();
+    }
+    said
+}
+
 fn unready(directory: &ContainerDirectory) -> Error {
-    let said = std::fs::read_to_string(directory.supervisor_log()).unwrap_or_default();
+    let said = said_since(directory, 0);
     let start = said.char_indices().rev().nth(SAID_BYTES).map_or(0, |(index, _)| index);
     let said = said[start..].trim();
     let text = match said {

@@ -11,16 +11,21 @@ mod find;
 mod follow;
 mod grpc;
 mod images;
+mod import;
 mod launch;
 mod lifecycle;
 mod limits;
 mod logs;
+mod mounts;
 mod names;
+mod network;
 mod operate;
 mod options;
 mod prune;
+mod sizes;
 mod streams;
 mod view;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +39,7 @@ use crate::pools::Pools;
 use crate::service::events::Events;
 
 pub(crate) use grpc::router;
+pub(crate) use import::take_in;
 pub(crate) use launch::own_program;
 
 /// One worker on one root directory.
@@ -49,7 +55,9 @@ pub(crate) struct Worker {
 impl Worker {
     /// Opens the state directory. Creates no runtime yet.
     pub(crate) fn open(root: &Path, pools: Pools) -> Result<Self> {
-        for directory in [root.to_owned(), ContainerDirectory::all(root), root.join("names")] {
+        for directory in
+            [root.to_owned(), ContainerDirectory::all(root), root.join("names"), root.join("volumes")]
+        {
             private_directory(&directory)
                 .map_err(|e| Error::internal(format!("create {}", directory.display()), e))?;
         }

@@ -18,7 +18,10 @@ impl Worker {
     /// Removes images that no container has.
     pub(super) async fn prune_images(&self, unused: Unused) -> Result<Pruned> {
         let (store, root) = (self.store.clone(), self.root.clone());
-        blocking(move || store.prune(unused, &|| images_in_use(&root))).await?.map_err(image_error)
+        let pruned =
+            blocking(move || store.prune(unused, &|| images_in_use(&root))).await?.map_err(image_error)?;
+        self.tell_of_pruned(&pruned);
+        Ok(pruned)
     }
 
     /// Keeps the images within the size that the configuration allows, now that there is more of them. `kept` stays: it
@@ -33,11 +36,17 @@ impl Worker {
         };
         let evicted = blocking(move || store.evict(limit, &in_use)).await;
         let error = match evicted {
-            Ok(Ok(_)) => return,
+            Ok(Ok(evicted)) => return self.tell_of_pruned(&evicted),
             Ok(Err(error)) => crate::error::chain(&error),
             Err(error) => crate::error::chain(&error),
         };
         tracing::warn!(limit, error, "images cannot be kept within their limit");
+    }
+
+    fn tell_of_pruned(&self, pruned: &Pruned) {
+        for image in &pruned.images {
+            self.tell_of_image("delete", image.as_ref(), &[]);
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use beta9_supervisor::{AttachFrom, LogEntry, Piece, SessionInput, SessionOutput, Stream};
-use beta9_types::{Exit, TerminalSize};
+use beta9_supervisor::{AttachFrom, LogEntry, Piece, Record, SessionInput, SessionOutput, Stream};
+use beta9_types::{ExecId, Exit, TerminalSize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -70,18 +70,19 @@ enum Fed {
 
 /// Moves a client's messages to the supervisor. Returns when the client has left; its mere end is its connection's, which
 /// the other direction sees.
-async fn feed<M: Says>(mut messages: Streaming<M>, mut input: Option<SessionInput>) -> Fed {
+async fn feed<M: Says>(mut messages: Streaming<M>, input: &mut Option<SessionInput>) -> Fed {
     loop {
         let said = match messages.message().await {
             Ok(Some(message)) => message.said(),
             Ok(None) => Said::End,
             Err(_) => Said::Nothing,
         };
-        match (said, &mut input) {
-            (Said::Detach, input) => {
-                if let Some(input) = input {
-                    let _ = input.detach().await;
+        match (said, input.as_mut()) {
+            (Said::Detach, session) => {
+                if let Some(session) = session {
+                    let _ = session.detach().await;
                 }
+                *input = None;
                 return Fed::Detached;
             }
             (Said::Open, _) => {
@@ -89,7 +90,7 @@ async fn feed<M: Says>(mut messages: Streaming<M>, mut input: Option<SessionInpu
             }
             (Said::Stdin(bytes), Some(session)) => {
                 if session.send(&bytes).await.is_err() {
-                    input = None;
+                    *input = None;
                 }
             }
             (Said::Stdin(_), None) => {}
@@ -145,7 +146,10 @@ pub(super) async fn attach(
     let (output, input) = worker.attach(&open.container, from, with_stdin).await?;
     let (answers, receiver) = mpsc::channel(PENDING);
     let to = answers.clone();
-    tokio::spawn(async move { serve(answers, feed(messages, input), send_output(output, to)).await });
+    tokio::spawn(async move {
+        let mut input = input;
+        serve(answers, feed(messages, &mut input), send_output(output, to)).await;
+    });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
@@ -209,24 +213,61 @@ pub(super) async fn exec(
         Err(failure) => Message::Exit((&Exit::start_failed(failure.code, failure.message.clone())).into()),
     };
     let _ = answers.send(answer(first)).await;
-    if let Ok(Executed { input, output, .. }) = executed
-        && !is_detached
-    {
-        let to = answers.clone();
-        tokio::spawn(
-            async move { serve(answers, feed(messages, Some(input)), send_pieces(output, to)).await },
-        );
+    if let Ok(executed) = executed {
+        if !is_detached {
+            let to = answers.clone();
+            tokio::spawn(async move {
+                let Executed { input, mut output, id, record } = executed;
+                let (mut input, mut exit) = (Some(input), None);
+                serve(answers, feed(messages, &mut input), send_pieces(&mut output, to, &mut exit)).await;
+                if let Some(input) = &mut input {
+                    // A client that is gone sends nothing more, and its process learns of it.
+                    let _ = input.end().await;
+                }
+                see_the_end(&worker, &record, &id, output, exit).await;
+            });
+        } else if worker.has_events() {
+            tokio::spawn(async move {
+                let Executed { mut input, output, id, record } = executed;
+                let _ = input.end().await;
+                see_the_end(&worker, &record, &id, output, None).await;
+            });
+        }
     }
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
-async fn send_pieces(mut output: SessionOutput, to: Answers<api::ExecResponse>) -> Result<(), Error> {
+/// Tells of the end of a process, which it waits for where nobody has seen it yet. Without anybody to tell it does not.
+async fn see_the_end(
+    worker: &Worker,
+    record: &Record,
+    id: &ExecId,
+    mut output: SessionOutput,
+    mut exit: Option<Exit>,
+) {
+    while worker.has_events() && exit.is_none() {
+        match output.next().await {
+            Ok(Some(Piece::Exit(end))) => exit = Some(end),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
+    if let Some(exit) = exit {
+        worker.tell(record, "exec_die", &[("exec", id.to_string()), ("exit_code", exit.code.to_string())]);
+    }
+}
+
+async fn send_pieces(
+    output: &mut SessionOutput,
+    to: Answers<api::ExecResponse>,
+    end: &mut Option<Exit>,
+) -> Result<(), Error> {
     use api::exec_response::Message;
     loop {
         let (message, is_last) = match output.next().await? {
             Some(Piece::Stdout(bytes)) => (Message::Stdout(bytes.into()), false),
             Some(Piece::Stderr(bytes)) => (Message::Stderr(bytes.into()), false),
-            Some(Piece::Exit(exit)) => (Message::Exit((&exit).into()), true),
+            Some(Piece::Exit(exit)) => (Message::Exit((&*end.insert(exit)).into()), true),
             _ => {
                 let text = "the container's supervisor is gone, and with it the end of the process";
                 return Err(Error::new(ErrorKind::Internal, text));

@@ -4,13 +4,13 @@
 //! asked for; another user has the container's capabilities if it is root, and none if it is not.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::PathBuf;
 
-use beta9_supervisor::{ContainerDirectory, Record};
-use beta9_types::User;
+use beta9_supervisor::{ContainerDirectory, Record, StateFile};
+use beta9_types::{RuntimeKind, User};
 use oci_spec::runtime::{LinuxCapabilities, Process, Spec, UserBuilder};
 
-use super::user::{self, Account};
+use super::user::{Account, Accounts};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The type of a terminal where nobody says: docker's.
@@ -26,29 +26,41 @@ pub(crate) struct ExecChoices {
     pub(crate) has_terminal: bool,
 }
 
-/// The process to execute in the container of `directory`.
+/// The process to execute in the container of `directory`, whose users are in `accounts`.
 pub(crate) fn exec_process(
     directory: &ContainerDirectory,
-    record: &Record,
     choices: ExecChoices,
+    accounts: &Accounts,
 ) -> Result<Process> {
     let path = directory.spec();
     let spec = Spec::load(&path).map_err(|e| Error::internal(format!("read {}", path.display()), e))?;
-    let process = spec.process().clone().unwrap_or_default();
-    // The container may have got new users; a microVM's are on a disk that only its guest reads.
-    let upper = directory.path().join("upper");
-    build(process, choices, &[upper.as_path(), record.tree.as_path()])
+    build(spec.process().clone().unwrap_or_default(), choices, accounts)
 }
 
-fn build(mut process: Process, choices: ExecChoices, layers: &[&Path]) -> Result<Process> {
+/// The account files of a container whose files are on this host. It may have got new users since its start.
+pub(crate) fn accounts_here(directory: &ContainerDirectory, record: &Record) -> Result<Accounts> {
+    Accounts::of_layers(&[&own_files(directory, record), &record.tree])
+}
+
+/// Where the container's own files are. A limited layer of gVisor's is mounted for its supervisor alone; there the image's
+/// users are known, and no others.
+fn own_files(directory: &ContainerDirectory, record: &Record) -> PathBuf {
+    let state = StateFile::read(directory).ok();
+    match (record.runtime, state.and_then(|state| state.state.pid())) {
+        (RuntimeKind::Runc, Some(pid)) => PathBuf::from(format!("/proc/{pid}/root")),
+        _ => directory.path().join("upper"),
+    }
+}
+
+fn build(mut process: Process, choices: ExecChoices, accounts: &Accounts) -> Result<Process> {
     let ExecChoices { args, env, cwd, user, has_terminal } = choices;
     if args.first().is_none_or(String::is_empty) {
         return Err(Error::new(ErrorKind::Invalid, "there is no command to execute"));
     }
     let mut variables = process.env().clone().unwrap_or_default();
     if let Some(user) = &user {
-        let before = user::resolve_in_layers(&process.user().uid().to_string().parse()?, layers)?;
-        let account = user::resolve_in_layers(user, layers)?;
+        let before = accounts.resolve(&process.user().uid().to_string().parse()?)?;
+        let account = accounts.resolve(user)?;
         // One that the image or the request chose stays.
         let default = format!("HOME={}", before.home);
         if let Some(home) = variables.iter_mut().find(|variable| **variable == default) {
@@ -95,6 +107,8 @@ fn become_user(process: &mut Process, account: &Account) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn container() -> Process {
@@ -103,6 +117,10 @@ mod tests {
             "capabilities":{"bounding":["CAP_KILL"],"permitted":["CAP_KILL"],"effective":["CAP_KILL"],
                 "inheritable":[],"ambient":[]}}"#;
         serde_json::from_str(text).unwrap()
+    }
+
+    fn accounts(layers: &[&Path]) -> Accounts {
+        Accounts::of_layers(layers).unwrap()
     }
 
     fn image() -> tempfile::TempDir {
@@ -120,11 +138,11 @@ mod tests {
     #[test]
     fn what_is_not_asked_for_is_the_containers() {
         let image = image();
-        let process = build(container(), choices(&["id"]), &[image.path()]).unwrap();
+        let process = build(container(), choices(&["id"]), &accounts(&[image.path()])).unwrap();
         assert_eq!(process.cwd(), Path::new("/app"));
         assert_eq!(process.env().as_ref().unwrap(), &["PATH=/bin", "HOME=/root", "A=1"]);
         assert_eq!(process.capabilities(), container().capabilities());
-        assert!(build(container(), choices(&[]), &[image.path()]).is_err());
+        assert!(build(container(), choices(&[]), &accounts(&[image.path()])).is_err());
     }
 
     #[test]
@@ -136,7 +154,7 @@ mod tests {
             has_terminal: true,
             ..choices(&["id"])
         };
-        let process = build(container(), asked, &[image.path()]).unwrap();
+        let process = build(container(), asked, &accounts(&[image.path()])).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (1000, 1001));
         assert_eq!(process.env().as_ref().unwrap(), &["PATH=/bin", "HOME=/home/app", "A=2", "TERM=xterm"]);
         let sets = process.capabilities().clone().unwrap();
@@ -149,7 +167,7 @@ mod tests {
         let (image, upper) = (image(), image());
         std::fs::write(upper.path().join("etc/passwd"), "late:x:7:7::/late:/bin/sh\n").unwrap();
         let asked = ExecChoices { user: Some("late".parse().unwrap()), ..choices(&["id"]) };
-        let process = build(container(), asked, &[upper.path(), image.path()]).unwrap();
+        let process = build(container(), asked, &accounts(&[upper.path(), image.path()])).unwrap();
         assert_eq!(process.user().uid(), 7);
     }
 }

@@ -27,10 +27,11 @@ use oci_spec::runtime::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-pub(crate) use exec::{ExecChoices, exec_process};
+pub(crate) use exec::{ExecChoices, accounts_here, exec_process};
 pub(crate) use files::GeneratedFile;
 pub(crate) use host::HostLimits;
 use user::Account;
+pub(crate) use user::Accounts;
 
 /// What runs where an image sets no `PATH`: docker's default.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -96,6 +97,7 @@ pub(crate) fn plan(
         (None, None) => user::resolve(&"0".parse()?, &request.options.process.groups, place.tree)?,
     };
     let hostname = request.hostname.clone().unwrap_or_else(|| place.id.short().to_owned());
+    check_hostname(&hostname)?;
     let env = environment(config.env().as_deref().unwrap_or_default(), &request.env, &hostname, &account)?;
     let mut env = env;
     if request.terminal.is_some() && !env.iter().any(|variable| variable.starts_with("TERM=")) {
@@ -117,7 +119,7 @@ pub(crate) fn plan(
     let failed = |e: OciSpecError| Error::internal("build the runtime spec", e);
     let process = process(request, &args, env, &cwd, &account, bounding).map_err(failed)?;
     let mut mounts = files::default_mounts(request).map_err(failed)?;
-    mounts.extend(files::mounts(request, &files, place.directory).map_err(failed)?);
+    mounts.extend(files::mounts(request, &files, place.directory, place.runtime).map_err(failed)?);
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -194,6 +196,19 @@ fn environment(
 }
 
 /// Sets a variable, in the place of an earlier one of its name.
+/// What fits into the kernel's field, and into a line of `/etc/hosts` as one word.
+fn check_hostname(name: &str) -> Result<()> {
+    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_');
+    if name.len() <= 63 && name.bytes().all(is_plain) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        return Ok(());
+    }
+    let text = format!(
+        "invalid host name {name:?}: begin it with a letter or digit, and use those, dots, hyphens and underscores, at most 63"
+    );
+    Err(Error::new(ErrorKind::Invalid, text))
+}
+
 fn set_variable(env: &mut Vec<String>, entry: String) -> Result<()> {
     fn name(entry: &str) -> &str {
         entry.split_once('=').map_or(entry, |(name, _)| name)

@@ -1,27 +1,22 @@
 //! What one runtime cannot do and others can, by the name of the flag.
 
-use beta9_types::{ContainerRequest, RuntimeKind, SeccompChoice};
+use beta9_types::{ContainerRequest, Propagation, RuntimeKind, SeccompChoice};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Refuses what `runtime` would silently leave out.
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
     let options = &request.options;
-    let limits = &options.limits;
-    let of_vms = [
-        (
-            limits.cpuset_cpus.is_some(),
-            "--cpuset-cpus",
-            "a VM's processors are not bound to the host's; use --cpus",
-        ),
-        (limits.cpuset_mems.is_some(), "--cpuset-mems", "a VM's memory is not bound to the host's nodes"),
-        (
-            limits.blkio_weight.is_some() || !limits.throttles.is_empty(),
-            "--blkio-weight and --device-read-bps and its like",
-            "a VM's disk is a file of the host",
-        ),
-    ];
+    let propagates = request.mounts.iter().any(|mount| mount.propagation != Propagation::Private);
+    let is_shared = request.mounts.iter().any(|mount| mount.propagation == Propagation::Shared);
+    let of_runc = [(
+        is_shared,
+        "bind-propagation=rshared",
+        "what a container mounts stays in a namespace of its own; use rslave for what the host mounts",
+    )];
+    let of_vms = [(propagates, "bind-propagation", "its kernel is not the host's; use rprivate")];
     let of_gvisor = [
+        (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
         (
             matches!(options.process.seccomp, SeccompChoice::Profile(_)),
             "--security-opt seccomp=FILE",
@@ -40,9 +35,9 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         ),
     ];
     let refused: &[(bool, &str, &str)] = match runtime {
-        RuntimeKind::Runc => &[],
-        RuntimeKind::Gvisor => &of_gvisor,
+        RuntimeKind::Runc => &of_runc,
         RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
+        RuntimeKind::Gvisor => &of_gvisor,
     };
     match refused.iter().find(|(asked, ..)| *asked) {
         Some((_, flag, why)) => {

@@ -38,19 +38,41 @@ pub(super) fn resolve(user: &User, more: &[String], tree: &Path) -> Result<Accou
     Ok(account)
 }
 
-/// The same in a container's own files: each is the one of the first layer that has it.
-pub(super) fn resolve_in_layers(user: &User, layers: &[&Path]) -> Result<Account> {
-    let first = |name: &str| -> Result<String> {
-        for layer in layers.iter().filter(|layer| layer.is_dir()) {
-            let text = read(layer, name)?;
-            if !text.is_empty() {
-                return Ok(text);
+/// The account files of a container, in which its users are looked up.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accounts {
+    passwd: String,
+    groups: String,
+}
+
+impl Accounts {
+    /// The largest account file that is read.
+    pub(crate) const MAX_FILE: u64 = MAX_FILE;
+
+    /// Those of the first layer that has each.
+    pub(crate) fn of_layers(layers: &[&Path]) -> Result<Self> {
+        let first = |name: &str| -> Result<String> {
+            for layer in layers.iter().filter(|layer| layer.is_dir()) {
+                let text = read(layer, name)?;
+                if !text.is_empty() {
+                    return Ok(text);
+                }
             }
-        }
-        Ok(String::new())
-    };
-    let (user, group) = user.parts();
-    resolve_in(user, group, &first("etc/passwd")?, &first("etc/group")?)
+            Ok(String::new())
+        };
+        Ok(Self { passwd: first("etc/passwd")?, groups: first("etc/group")? })
+    }
+
+    /// Those with this content.
+    pub(crate) fn of_content(passwd: &[u8], groups: &[u8]) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Self { passwd: text(passwd), groups: text(groups) }
+    }
+
+    pub(super) fn resolve(&self, user: &User) -> Result<Account> {
+        let (user, group) = user.parts();
+        resolve_in(user, group, &self.passwd, &self.groups)
+    }
 }
 
 fn resolve_in(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<Account> {

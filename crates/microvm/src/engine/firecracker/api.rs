@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{DiskLimit, Drive as VmDrive, DriveAccess, VmConfig};
+use super::super::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmConfig};
 use super::Names;
 
 /// `PUT /machine-config`
@@ -82,6 +82,20 @@ impl<'a> Drive<'a> {
             is_read_only: drive.access == DriveAccess::ReadOnly,
             rate_limiter: RateLimiter::of(limit),
         }
+    }
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface<'a> {
+    pub(super) iface_id: &'static str,
+    host_dev_name: &'a str,
+    guest_mac: String,
+}
+
+impl<'a> NetworkInterface<'a> {
+    pub(super) fn of(device: &'a NetworkDevice) -> Self {
+        Self { iface_id: "eth0", host_dev_name: &device.tap, guest_mac: device.mac.to_string() }
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Stuck, Tail, VSOCK, Vm, VmConfig, drain,
 };
 use super::{COMMON_KERNEL_ARGS, GUEST_CID, VmDirectory};
-use api::{Action, BootSource, Drive, Entropy, MachineConfig, Vsock};
+use api::{Action, BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Vsock};
 use client::Client;
 use jail::Jail;
 
@@ -120,6 +120,10 @@ impl Firecracker {
         for (index, (drive, path)) in config.drives.iter().zip(&names.drives).enumerate() {
             let id = format!("d{index}");
             client.put(&format!("/drives/{id}"), &Drive::of(&id, path, drive, config.disk_limit)).await?;
+        }
+        if let Some(network) = &config.network {
+            let interface = NetworkInterface::of(network);
+            client.put(&format!("/network-interfaces/{}", interface.iface_id), &interface).await?;
         }
         client.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: &names.vsock }).await?;
         client.put("/entropy", &Entropy {}).await?;

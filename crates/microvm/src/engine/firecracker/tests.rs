@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, VmDirectory};
+use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmDirectory};
 
 fn config(root: &std::path::Path) -> VmConfig {
     let id = ContainerId::parse("c1").unwrap();
@@ -24,6 +24,10 @@ fn config(root: &std::path::Path) -> VmConfig {
             VmDrive { path: "/images/a".into(), access: DriveAccess::ReadOnly },
             VmDrive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
         ],
+        network: Some(NetworkDevice {
+            tap: "b9fc_01234567".into(),
+            mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+        }),
         disk_limit: DiskLimit::default(),
         console: Console::Quiet,
     }
@@ -149,7 +153,7 @@ fn in_document(document: &str, definition: &str) -> (Vec<String>, Vec<String>) {
         let indent = line.len() - line.trim_start().len();
         match (indent, section) {
             (4, _) => section = line.trim().trim_end_matches(':'),
-            (6, "properties") if line.ends_with(':') => {
+            (6, "properties") if line.ends_with(':') && !line.contains('#') => {
                 known.push(line.trim().trim_end_matches(':').to_owned())
             }
             (6, "required") => required.extend(line.trim().strip_prefix("- ").map(str::to_owned)),

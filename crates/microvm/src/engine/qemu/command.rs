@@ -1,6 +1,8 @@
 //! What QEMU and its vsock device are started with. Every path is one of the root that they are confined to.
 
-use super::super::{COMMON_KERNEL_ARGS, DiskLimit, Drive, DriveAccess, GUEST_CID, Pace, VSOCK, VmConfig};
+use super::super::{
+    COMMON_KERNEL_ARGS, DiskLimit, Drive, DriveAccess, GUEST_CID, NetworkDevice, Pace, VSOCK, VmConfig,
+};
 use super::{QMP_SOCKET, VHOST_SOCKET};
 
 /// QEMU's cap on translated code under TCG; by default it takes up to 1 GiB.
@@ -59,6 +61,11 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
         arguments.pair("-drive", drive_option(index, drive, config.disk_limit));
         // An error is the guest's to handle; by default QEMU stops the machine when the host's disk is full.
         arguments.pair("-device", format!("virtio-blk-device,drive=d{index},werror=report,rerror=report"));
+    }
+    if let Some(NetworkDevice { tap, mac }) = &config.network {
+        // The device is there and wired: no script is run for it.
+        arguments.pair("-netdev", format!("tap,id=n0,ifname={tap},script=no,downscript=no"));
+        arguments.pair("-device", format!("virtio-net-device,netdev=n0,mac={mac}"));
     }
     arguments.pair("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
     arguments.pair("-display", "none");
@@ -130,6 +137,10 @@ mod tests {
                 Drive { path: "/images/a,readonly=off".into(), access: DriveAccess::ReadOnly },
                 Drive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
             ],
+            network: Some(NetworkDevice {
+                tap: "b9fc_01234567".into(),
+                mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+            }),
             disk_limit: DiskLimit::default(),
             console: Console::Quiet,
         };

@@ -1,6 +1,5 @@
 //! QEMU's monitor protocol (QMP): a line of JSON for each question, each answer and each event.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +9,9 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::super::VmDirectory;
 use super::super::watchdog::Pulse;
+use super::QMP_SOCKET;
 
 /// Longest line that is read. Real ones are a few hundred bytes; QEMU may be in a guest's hands.
 const MAX_LINE: u64 = 64 << 10;
@@ -21,13 +22,14 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A monitor that is connected to when it is first needed, which costs a VM's start nothing.
 pub(super) struct Monitor {
-    socket: PathBuf,
+    /// Open as long as this is: the socket is reached through it.
+    directory: VmDirectory,
     connection: Option<BufReader<UnixStream>>,
 }
 
 impl Monitor {
-    pub(super) fn at(socket: PathBuf) -> Self {
-        Self { socket, connection: None }
+    pub(super) fn of(directory: VmDirectory) -> Self {
+        Self { directory, connection: None }
     }
 
     /// Asks, and waits for what comes back. Has no deadline of its own.
@@ -46,7 +48,8 @@ impl Monitor {
 
     async fn connect(&self) -> Result<BufReader<UnixStream>> {
         let failed = |e| Error::caused(ErrorKind::Failed, "connect to qemu's monitor", e);
-        let mut connection = BufReader::new(UnixStream::connect(&self.socket).await.map_err(failed)?);
+        let mut connection =
+            BufReader::new(UnixStream::connect(self.directory.reach(QMP_SOCKET)).await.map_err(failed)?);
         let greeted = timeout(GREETING_DEADLINE, async {
             let greeting = read(&mut connection).await?;
             if greeting.get("QMP").is_none() {
@@ -113,9 +116,10 @@ mod tests {
 
     /// Answers with these lines, one for each that it hears, the first unasked.
     async fn against(lines: &'static [&'static str]) -> Result<Value> {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("qmp.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let id = beta9_types::ContainerId::parse("c1").unwrap();
+        let directory = VmDirectory::create(root.path(), &id).unwrap();
+        let listener = UnixListener::bind(directory.reach(QMP_SOCKET)).unwrap();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = BufReader::new(stream);
@@ -125,7 +129,7 @@ mod tests {
                 stream.read_line(&mut heard).await.unwrap();
             }
         });
-        Monitor::at(socket).execute("query-status", None).await
+        Monitor::of(directory).execute("query-status", None).await
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -106,7 +106,7 @@ impl LimitFlags {
 }
 
 /// A number with at most nine decimals, in billionths.
-fn nano_cpus(text: &str) -> Result<u64, String> {
+pub(in crate::cli) fn nano_cpus(text: &str) -> Result<u64, String> {
     let bad = || "use a number such as 2 or 0.5".to_owned();
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

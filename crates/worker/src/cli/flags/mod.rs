@@ -3,12 +3,16 @@
 mod files;
 mod life;
 mod limits;
+mod mounts;
+mod network;
 mod process;
 
 use clap::Args;
 
 use crate::api;
 use crate::cli::Failure;
+
+pub(super) use limits::nano_cpus;
 
 /// Every group.
 #[derive(Args)]
@@ -17,8 +21,12 @@ pub(super) struct Options {
     process: process::ProcessFlags,
     #[command(flatten, next_help_heading = "Limits")]
     limits: limits::LimitFlags,
+    #[command(flatten, next_help_heading = "Mounts and the writable layer")]
+    mounts: mounts::MountFlags,
     #[command(flatten, next_help_heading = "Files, devices and names")]
     files: files::FileFlags,
+    #[command(flatten, next_help_heading = "Network")]
+    network: network::NetworkFlags,
     #[command(flatten, next_help_heading = "Life")]
     life: life::LifeFlags,
 }
@@ -29,8 +37,19 @@ impl Options {
         self.process.apply(request)?;
         self.limits.apply(request)?;
         self.files.apply(request)?;
+        self.network.apply(request);
+        self.mounts.apply(request)?;
         self.life.apply(request)
     }
+}
+
+/// The variables of files, in their order.
+pub(super) fn variables_of(files: &[std::path::PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut variables = Vec::new();
+    for path in files {
+        variables.extend(lines_of(path)?.into_iter().filter_map(super::run::variable));
+    }
+    Ok(variables)
 }
 
 /// The lines of a file of `NAME=VALUE` or `NAME`: docker's form, in which `#` begins a comment.

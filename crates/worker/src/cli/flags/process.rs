@@ -2,10 +2,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::lines_of;
+use super::variables_of;
 use crate::api;
 use crate::cli::Failure;
-use crate::cli::run::variable;
 
 /// What runs, as whom, and what it may do.
 #[derive(Args)]
@@ -41,10 +40,7 @@ impl ProcessFlags {
         request.entrypoint = self.entrypoint.map(|program| api::Entrypoint {
             words: if program.is_empty() { Vec::new() } else { vec![program] },
         });
-        let mut env = Vec::new();
-        for path in &self.env_file {
-            env.extend(lines_of(path)?.into_iter().filter_map(variable));
-        }
+        let mut env = variables_of(&self.env_file)?;
         env.append(&mut request.env);
         request.env = env;
         request.groups = self.group_add;
