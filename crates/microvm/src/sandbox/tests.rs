@@ -15,8 +15,9 @@ use std::time::Duration;
 use beta9_sys::reaper::Reaper;
 use beta9_types::ExitReason;
 use beta9_wire::{
-    CONTROL_PORT, Frame, FromGuest, GuestExit, PROTOCOL_VERSION, STREAM_PORT, StartFailure, StreamControl,
-    StreamKind, StreamOpen, ToGuest, WritableLayer, decode, read_frame, write_data, write_message,
+    CONTROL_PORT, Frame, FromGuest, GuestExit, GuestMark, GuestMoment, PROTOCOL_VERSION, STREAM_PORT,
+    StartFailure, StreamControl, StreamKind, StreamOpen, ToGuest, WritableLayer, decode, read_frame,
+    write_data, write_message,
 };
 
 mod execs;
@@ -82,6 +83,10 @@ impl Bench {
 
     /// Runs `guest` against a sandbox that waits for its greeting.
     async fn open(&self, guest: impl FnOnce(Guest) + Send + 'static) -> Result<Sandbox> {
+        self.open_with(&Marks::default(), guest).await
+    }
+
+    async fn open_with(&self, marks: &Marks, guest: impl FnOnce(Guest) + Send + 'static) -> Result<Sandbox> {
         let listeners = Listeners::bind(&self.directory).unwrap();
         let vm = self.vm();
         let path = self.directory.path().to_owned();
@@ -89,7 +94,7 @@ impl Bench {
         drop(script);
         let accepting =
             Accepting { control: listeners.control, stream: listeners.stream, copy: listeners.copy };
-        Sandbox::open(vm, accepting, id(), self.cgroup.clone(), QUICK, &Marks::default())
+        Sandbox::open(vm, accepting, id(), self.cgroup.clone(), QUICK, marks)
             .await
             .map(|(sandbox, _)| sandbox)
     }
@@ -256,6 +261,30 @@ async fn an_honest_guest_from_greeting_to_shutdown() {
     let (ack, shutdown) = heard.recv_timeout(Duration::from_secs(3)).unwrap();
     assert_eq!((ack, shutdown), (ToGuest::ExitAck { container: id() }, ToGuest::Shutdown));
     assert_eq!(sandbox.verdict().await, Exit::exited(7), "a verdict stands");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn how_far_a_guest_was_is_on_the_timeline_whatever_it_says() {
+    let bench = Bench::new();
+    let (stdio, _client) = stdio();
+    let marks = Marks::default();
+    marks.reach(Phase::EngineStarted);
+    let guest = |guest: Guest| {
+        let mut guest = guest.greet();
+        let mark = |moment, ago_us| GuestMark { moment, ago_us };
+        let boot = vec![mark(GuestMoment::Init, 0), mark(GuestMoment::Kernel, u32::MAX)];
+        guest.say(&FromGuest::Reached { container: id(), marks: boot });
+        let again = vec![mark(GuestMoment::Init, 1); 10_000];
+        guest.say(&FromGuest::Reached { container: id(), marks: again });
+        guest.created().linger();
+    };
+    let sandbox = bench.open_with(&marks, guest).await.unwrap();
+    sandbox.create(create(stdio)).await.unwrap();
+    let phases: Vec<_> = marks.all().iter().map(|mark| mark.phase).collect();
+    let expected = [Phase::EngineStarted, Phase::GuestKernel, Phase::GuestReady, Phase::GuestInit];
+    assert_eq!(phases, expected);
+    assert!(marks.all().is_sorted_by_key(|mark| mark.at_us));
+    sandbox.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -46,7 +46,7 @@ pub(super) fn draw(container: &api::Container) -> String {
         ));
         before = at;
     }
-    lines.push(format!("  request to running {:>10} ms", ms(span)));
+    lines.push(format!("  request to running {:>9} ms", ms(span)));
     lines.join("\n")
 }
 
