@@ -6,14 +6,33 @@
 # "First byte" is what a user sees: from the command to the first byte of the container's output. Its floors are
 # `runc run` and `runsc run` of the same bundle, and for microVMs QEMU booting the same kernel and initramfs, without any
 # of our devices, until the kernel has nothing left to do but to start an init. "Request to running" is our own record.
+# microVMs are measured with Debian's kernel (stock), and with ours (own) where `cargo xtask kernel` has built it.
 # Runs are interleaved: one of the floor, one of ours, and so on. Prints the median and the 95th percentile in ms.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=${1:-30}
 target=${CARGO_TARGET_DIR:-target}
 program=$target/release/beta9-worker
-worker=("$program" --config target/demo/worker.yaml)
 place=$(mktemp -d)
+worker=("$program" --config "$place/worker.yaml")
+kernels=(stock)
+[[ ! -e target/kernel/vmlinux ]] || kernels=(own stock)
+configure() {
+    local here=$PWD kernel
+    printf '%s\n' "worker:" "  root: $here/target/demo/root" "  default_pool: runc" "  pools:" \
+        "    runc: {container_runtime: runc, runtime_fallback: []}" \
+        "    gvisor: {container_runtime: gvisor, runtime_fallback: []}"
+    for kernel in "${kernels[@]}"; do
+        printf '    %s\n' "$kernel:" "  container_runtime: microvm" "  runtime_fallback: []" "  container_runtime_config:" \
+            "    firecracker_kernel: $here/target/guest/$kernel/vmlinux" "    firecracker_root: $here/target/demo/vms" \
+            "    qemu_kernel: $here/target/guest/$kernel/vmlinux" "    qemu_root: $here/target/demo/vms" \
+            "    vhost_device_vsock_bin: $here/target/tools/bin/vhost-device-vsock"
+    done
+}
+for kernel in "${kernels[@]}"; do
+    cargo xtask guest --kernel "$kernel" --out "target/guest/$kernel"
+done
+configure >"$place/worker.yaml"
 "${worker[@]}" serve 2>"$place/worker.log" &
 serve=$!
 cleanup() {
@@ -66,9 +85,10 @@ runsc_floor() {
 }
 # A kernel without an init says so at once and ends the machine.
 qemu_floor() {
+    local guest=target/guest/$1
     qemu-system-x86_64 -no-user-config -nodefaults -M microvm,memory-backend=mem -accel tcg,thread=multi,tb-size=256 \
-        -cpu max -smp 1 -m 512 -object memory-backend-memfd,id=mem,size=512M,share=on -kernel "$target/guest/vmlinux" \
-        -initrd "$target/guest/initrd.img" -append "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 \
+        -cpu max -smp 1 -m 512 -object memory-backend-memfd,id=mem,size=512M,share=on -kernel "$guest/vmlinux" \
+        -initrd "$guest/initrd.img" -append "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 \
 random.trust_cpu=on cryptomgr.notests=1 rcupdate.rcu_expedited=1 noreplace-smp tsc_early_khz=$khz tsc=reliable \
 rdinit=/nonexistent" -display none -serial stdio -no-reboot </dev/null
 }
@@ -97,21 +117,27 @@ for ((run = 0; run < runs; run++)); do
     first_line "gvisor: first byte" ours gvisor
     marks gvisor "$run"
     if ! ((run % 3)); then
-        first_line "qemu alone: kernel up (floor)" qemu_floor
-        first_line "microvm: first byte" ours microvm
-        marks microvm "$run"
+        for kernel in "${kernels[@]}"; do
+            first_line "qemu alone, $kernel: kernel up (floor)" qemu_floor "$kernel"
+            first_line "microvm, $kernel: first byte" ours "$kernel"
+            marks "$kernel" "$run"
+        done
     fi
 done
 
-printf '%-34s %5s %8s %8s\n' WHAT RUNS P50 P95
+vms=()
+for kernel in "${kernels[@]}"; do
+    vms+=("qemu alone, $kernel: kernel up (floor)" "microvm, $kernel: first byte" "$kernel: request to running" \
+        "$kernel: rootfs and cgroup")
+done
+printf '%-38s %5s %8s %8s\n' WHAT RUNS P50 P95
 for file in "runc run: first byte (floor)" "runc: first byte" "runc run: whole (floor)" "runc: whole" \
     "runc: request to running" "runc: rootfs and cgroup" "runsc run: first byte (floor)" "gvisor: first byte" \
-    "gvisor: request to running" "gvisor: rootfs and cgroup" "qemu alone: kernel up (floor)" "microvm: first byte" \
-    "microvm: request to running" "microvm: rootfs and cgroup"; do
+    "gvisor: request to running" "gvisor: rootfs and cgroup" "${vms[@]}"; do
     sort -n "$place/$file" | awk -v what="$file" '{ v[NR] = $1 / 1000 }
-        END { printf "%-34s %5d %8.1f %8.1f\n", what, NR, v[int((NR + 1) / 2)], v[int(NR * 0.95 + 0.5)] }'
+        END { printf "%-38s %5d %8.1f %8.1f\n", what, NR, v[int((NR + 1) / 2)], v[int(NR * 0.95 + 0.5)] }'
 done
 "${worker[@]}" run -d --name bench-pss --pool runc debian sleep 30 >"$place/id"
 supervisor=$(pgrep -f "supervise .*$(cat "$place/id")" | head -n 1)
-awk '/^Pss:/ { printf "%-34s %5d %8.1f MB\n", "supervisor PSS", 1, $2 / 1024 }' "/proc/$supervisor/smaps_rollup"
+awk '/^Pss:/ { printf "%-38s %5d %8.1f MB\n", "supervisor PSS", 1, $2 / 1024 }' "/proc/$supervisor/smaps_rollup"
 "${worker[@]}" rm -f bench-pss >/dev/null

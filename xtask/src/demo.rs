@@ -31,10 +31,17 @@ use session::Session;
 /// The image's name in the demonstration's worker.
 const IMAGE: &str = "debian";
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Which kernel microVMs boot; our own where it was built, else Debian's, if not given
+    #[arg(long, value_enum)]
+    kernel: Option<guest::Choice>,
+}
+
 /// Runs the demonstration.
-pub(crate) fn run(project: &Project) -> Result<ExitCode> {
+pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let ready = setup::run(project)?;
-    let guest = guest::run(project, &guest::Options::default())?;
+    let guest = guest::run(project, &guest::Options::with_kernel(options.kernel))?;
     let program = step("build beta9-worker, optimised", || build(project))?;
 
     let place = project.root().join("target/demo");

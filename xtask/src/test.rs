@@ -26,9 +26,18 @@ pub(crate) struct Options {
     /// The stories on Firecracker as well, in the nested machine; needs firecracker in PATH
     #[arg(long)]
     nested: bool,
+    /// Firecrackers for --nested: directories with firecracker and jailer; those in PATH where none is given
+    #[arg(long, value_name = "DIRECTORY", requires = "nested")]
+    firecracker: Vec<PathBuf>,
+    /// Whether they run under their jailer
+    #[arg(long, value_enum, default_value = "on", requires = "nested")]
+    jail: JailChoice,
     /// Also boot so many VMs in a row and count the lost ones
     #[arg(long, value_name = "N")]
     boots: Option<u32>,
+    /// Which kernel microVMs boot; our own where it was built, else Debian's, if not given
+    #[arg(long, value_enum)]
+    kernel: Option<guest::Choice>,
     /// Only tiers whose name holds this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -37,14 +46,33 @@ pub(crate) struct Options {
     arguments: Vec<String>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum JailChoice {
+    On,
+    Off,
+    /// Once with, once without.
+    Both,
+}
+
+impl JailChoice {
+    /// The values of BETA9_JAIL.
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::On => &["on"],
+            Self::Off => &["off"],
+            Self::Both => &["on", "off"],
+        }
+    }
+}
+
 /// Some tests that are run together.
 struct Tier {
-    name: &'static str,
+    name: String,
     commands: Vec<Command>,
 }
 
 struct Outcome {
-    name: &'static str,
+    name: String,
     passed: bool,
     sums: Sums,
     took: Duration,
@@ -54,7 +82,7 @@ struct Outcome {
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let began = Instant::now();
     let ready = setup::run(project)?;
-    guest::run(project, &guest::Options::default())?;
+    guest::run(project, &guest::Options::with_kernel(options.kernel))?;
     step("build what is tested", || {
         output(
             Command::new(cargo()).args(["build", "--package", "beta9-worker"]).current_dir(project.root()),
@@ -64,8 +92,12 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     let logs = project.root().join("target/test-logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
 
-    let mut outcomes =
-        vec![Outcome { name: "prepare", passed: true, sums: Sums::default(), took: began.elapsed() }];
+    let mut outcomes = vec![Outcome {
+        name: "prepare".to_owned(),
+        passed: true,
+        sums: Sums::default(),
+        took: began.elapsed(),
+    }];
     for mut tier in tiers(project, options, &ready.images)? {
         if options.only.as_ref().is_none_or(|text| tier.name.contains(text.as_str())) {
             outcomes.push(run_tier(&mut tier, &logs)?);
@@ -110,36 +142,49 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
     }
     let layouts = std::env::join_paths(layouts).context("the path of this checkout has a colon: move it")?;
     let layouts = [("BETA9_REAL_IMAGES", &*layouts.to_string_lossy())];
+    let faults_tier = ("BETA9_TIER", if options.all { "full" } else { "core" });
     let core = [qemu[0], qemu[1], ("BETA9_TIER", "core")];
     let mut tiers = vec![
         Tier {
-            name: "crates",
+            name: "crates".to_owned(),
             commands: vec![
                 test(&["--workspace", "--exclude", "beta9-testbed"], &layouts, &[]),
                 test(&["--package", "beta9-testbed", "--lib"], &[], &[]),
             ],
         },
         Tier {
-            name: "stories: runc, gvisor",
+            name: "stories: runc, gvisor".to_owned(),
             commands: vec![testbed("stories", &[("BETA9_RUNTIMES", "runc,gvisor"), programs])],
         },
         Tier {
-            name: "faults",
-            commands: vec![testbed("faults", &[("BETA9_RUNTIMES", "runc,gvisor,qemu"), programs])],
+            name: "faults".to_owned(),
+            commands: vec![testbed(
+                "faults",
+                &[("BETA9_RUNTIMES", "runc,gvisor,qemu"), programs, faults_tier],
+            )],
         },
         if options.all {
-            Tier { name: "stories: qemu", commands: vec![testbed("stories", &qemu)] }
+            Tier { name: "stories: qemu".to_owned(), commands: vec![testbed("stories", &qemu)] }
         } else {
-            Tier { name: "core stories: qemu", commands: vec![testbed("stories", &core)] }
+            Tier { name: "core stories: qemu".to_owned(), commands: vec![testbed("stories", &core)] }
         },
     ];
     if options.nested {
-        tiers.push(Tier { name: "stories: firecracker", commands: vec![nested(project, options)?] });
+        let given = options.firecracker.iter().map(|directory| Some(directory.as_path()));
+        let directories: Vec<_> = if options.firecracker.is_empty() { vec![None] } else { given.collect() };
+        for directory in directories {
+            for jail in options.jail.words() {
+                let of =
+                    directory.map(|directory| format!(" of {}", directory.display())).unwrap_or_default();
+                let name = format!("stories: firecracker{of}, jail {jail}");
+                tiers.push(Tier { name, commands: vec![nested(project, options, directory, jail)?] });
+            }
+        }
     }
     if let Some(count) = options.boots {
         let count = count.to_string();
         tiers.push(Tier {
-            name: "boots",
+            name: "boots".to_owned(),
             commands: vec![testbed("boots", &[("BETA9_BOOTS", &count), qemu[0]])],
         });
     }
@@ -147,16 +192,19 @@ fn tiers(project: &Project, options: &Options, images: &Images) -> Result<Vec<Ti
 }
 
 /// The stories as they are built here, run where KVM boots guests.
-fn nested(project: &Project, options: &Options) -> Result<Command> {
+fn nested(project: &Project, options: &Options, firecracker: Option<&Path>, jail: &str) -> Result<Command> {
     let path = project.path()?;
-    let has_firecracker =
-        std::env::split_paths(&path).any(|directory| directory.join("firecracker").is_file());
+    let directories = firecracker.into_iter().map(Path::to_owned).chain(std::env::split_paths(&path));
+    let directories: Vec<_> = directories.collect();
+    let has_firecracker = directories.iter().any(|directory| directory.join("firecracker").is_file());
     ensure!(has_firecracker, "--nested needs firecracker in PATH: get a release of it and add its directory");
+    let path = std::env::join_paths(directories).context("a directory of PATH has a colon")?;
     let stories = executable(project, "stories")?;
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     let mut nested = Command::new(this);
     nested.args(["nested", "--timeout", &NESTED_SECONDS.to_string()]).current_dir(project.root());
     nested.args(["--env", "BETA9_RUNTIMES=firecracker", "--env", "BETA9_REQUIRE_RUNTIMES=firecracker"]);
+    nested.args(["--env", &format!("BETA9_JAIL={jail}")]).env("PATH", path);
     if !options.all {
         nested.args(["--env", "BETA9_TIER=core"]);
     }
@@ -186,7 +234,7 @@ fn run_tier(tier: &mut Tier, logs: &Path) -> Result<Outcome> {
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let began = Instant::now();
     let mut passed = true;
-    step(tier.name, || {
+    step(&tier.name, || {
         for command in &mut tier.commands {
             let status = command.stdout(log.try_clone()?).stderr(log.try_clone()?).status();
             passed &= status.context("cannot run the tests")?.success();
@@ -199,7 +247,7 @@ fn run_tier(tier: &mut Tier, logs: &Path) -> Result<Outcome> {
     } else {
         println!("{text}");
     }
-    Ok(Outcome { name: tier.name, passed, sums: Sums::of(&text), took: began.elapsed() })
+    Ok(Outcome { name: tier.name.clone(), passed, sums: Sums::of(&text), took: began.elapsed() })
 }
 
 /// What a tier that passed has to say: what it left out, and its sums by runtime.

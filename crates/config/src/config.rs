@@ -4,12 +4,15 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{Digest, LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind};
+use beta9_types::{
+    Digest, LogLimits, NetworkSettings, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, ErrorKind, Position, Result, quoted};
 use crate::file::{File, FilePool, Given};
 use crate::near::nearest;
+use crate::network::FileNetwork;
 use crate::node;
 use crate::pool::{Pool, Source};
 use crate::reader::{RUNTIME_WORDS, Reader};
@@ -31,6 +34,7 @@ pub struct Config {
     pub(crate) log_max_size: (u64, Source),
     pub(crate) log_max_files: (u32, Source),
     pub(crate) image_limit: (Option<u64>, Source),
+    pub(crate) network: FileNetwork,
     pub(crate) pools: Vec<Pool>,
     pub(crate) registries: Vec<FileRegistry>,
 }
@@ -110,7 +114,7 @@ impl Config {
         let log = LogLimits::default();
         let log_max_size = or_default(file.log_max_size, log.max_size);
         let log_max_files = or_default(file.log_max_files, log.max_files);
-        let registries = file.registries;
+        let (network, registries) = (file.network, file.registries);
         Ok(Self {
             file: None,
             loaded_hash: None,
@@ -121,6 +125,7 @@ impl Config {
             log_max_size,
             log_max_files,
             image_limit,
+            network,
             pools,
             registries,
         })
@@ -154,6 +159,11 @@ impl Config {
     /// How much of a container's output is kept where its request does not say.
     pub fn log_limits(&self) -> LogLimits {
         LogLimits { max_size: self.log_max_size.0, max_files: self.log_max_files.0 }
+    }
+
+    /// The network of the worker's containers.
+    pub fn network(&self) -> &NetworkSettings {
+        &self.network.settings
     }
 
     /// Every pool, in the file's order; never empty.

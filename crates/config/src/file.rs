@@ -6,6 +6,7 @@ use beta9_types::{LogLimits, PoolName, RuntimeChoice, RuntimeKind, RuntimeSettin
 
 use crate::error::{ErrorKind, Position, Result};
 use crate::near::nearest;
+use crate::network::{self, FileNetwork};
 use crate::node::{Node, Value};
 use crate::reader::{Entry, Reader, camel_case};
 use crate::registries::{self, FileRegistry};
@@ -13,7 +14,7 @@ use crate::settings::{self, Rule};
 use crate::size;
 
 const TOP: [&str; 2] = ["worker", "debug_mode"];
-const WORKER: [&str; 9] = [
+const WORKER: [&str; 10] = [
     "root",
     "container_runtime",
     "debug_mode",
@@ -21,6 +22,7 @@ const WORKER: [&str; 9] = [
     "image_limit",
     "log_max_size",
     "log_max_files",
+    "network",
     "pools",
     "registries",
 ];
@@ -45,6 +47,7 @@ pub(crate) struct File {
     pub(crate) log_max_size: Option<Given<u64>>,
     pub(crate) log_max_files: Option<Given<u32>>,
     pub(crate) image_limit: Option<Given<u64>>,
+    pub(crate) network: FileNetwork,
     pub(crate) pools: Vec<FilePool>,
     pub(crate) registries: Vec<FileRegistry>,
 }
@@ -69,6 +72,8 @@ pub(crate) fn home_of(key: &str) -> Option<&'static str> {
         Some("worker.pools.<name>")
     } else if has(&registries::KEYS) {
         Some("worker.registries.<host>")
+    } else if has(&network::KEYS) {
+        Some("worker.network")
     } else if has(&WORKER) {
         Some("worker")
     } else {
@@ -103,6 +108,9 @@ impl File {
             }
             if let Some(entry) = keys.take("registries") {
                 file.registries = registries::read(reader, &entry)?;
+            }
+            if let Some(entry) = keys.take("network") {
+                file.network = network::read(reader, &entry)?;
             }
             if let Some(entry) = keys.take("image_limit") {
                 file.image_limit = given(&entry, size::read(reader, &entry)?);

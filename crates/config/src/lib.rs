@@ -15,6 +15,7 @@ mod error;
 mod file;
 pub mod messages;
 mod near;
+mod network;
 mod node;
 mod pool;
 mod reader;

@@ -49,6 +49,11 @@ pub fn initialized(kind: RuntimeKind, settings: &RuntimeSettings) {
     }
 }
 
+/// A runtime works, and there is something about it that its operator should know.
+pub fn warned(pool: &PoolName, kind: RuntimeKind, warning: &str) {
+    warn!(target: TARGET, %pool, runtime = %kind, warning, "container runtime works with a reservation");
+}
+
 /// The last attempt of a selection failed; `step` is what [`Selection::record`] made of it.
 pub fn failed(selection: &Selection, step: Step) {
     let Some(attempt) = selection.reasons().last() else { return };

@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings};
+use beta9_types::{MemoryMib, QemuAccel, RuntimeSettings, StorageOptions, UidRange};
 use serde_json::Value as Json;
 
 use crate::error::Result;
@@ -15,8 +15,8 @@ enum Slot {
     Program(fn(&mut RuntimeSettings) -> &mut PathBuf),
     /// An absolute path.
     File(fn(&mut RuntimeSettings) -> &mut PathBuf),
-    /// An absolute path with a default that depends on another setting.
-    OptionalFile(fn(&mut RuntimeSettings) -> &mut Option<PathBuf>, fn(&RuntimeSettings) -> PathBuf),
+    /// An absolute path, or nothing, which means the worker's own file.
+    OptionalFile(fn(&mut RuntimeSettings) -> &mut Option<PathBuf>),
     /// An absolute path other than `/`, below which containers have their directories.
     Directory(fn(&mut RuntimeSettings) -> &mut PathBuf),
     Cpus(fn(&mut RuntimeSettings) -> &mut u8),
@@ -24,10 +24,16 @@ enum Slot {
     Accel(fn(&mut RuntimeSettings) -> &mut QemuAccel),
     Platform(fn(&mut RuntimeSettings) -> &mut String),
     Arguments(fn(&mut RuntimeSettings) -> &mut Vec<String>),
+    /// A size of a writable layer.
+    Storage(fn(&mut RuntimeSettings) -> &mut Option<u64>),
     Flag(fn(&mut RuntimeSettings) -> &mut bool),
+    /// How many of something in a second.
+    Rate(fn(&mut RuntimeSettings) -> &mut u32),
+    /// A text `FIRST-LAST`.
+    Users(fn(&mut RuntimeSettings) -> &mut UidRange),
 }
 
-const SETTINGS: [(&str, Slot); 21] = [
+const SETTINGS: [(&str, Slot); 26] = [
     ("runc_bin", Slot::Program(|s| &mut s.runc_bin)),
     ("gvisor_bin", Slot::Program(|s| &mut s.gvisor_bin)),
     ("gvisor_root", Slot::Directory(|s| &mut s.gvisor_root)),
@@ -35,22 +41,24 @@ const SETTINGS: [(&str, Slot); 21] = [
     ("gvisor_extra_args", Slot::Arguments(|s| &mut s.gvisor_extra_args)),
     ("firecracker_bin", Slot::Program(|s| &mut s.firecracker_bin)),
     ("firecracker_jailer", Slot::Program(|s| &mut s.firecracker_jailer)),
+    ("require_jailer", Slot::Flag(|s| &mut s.require_jailer)),
+    ("jail_uids", Slot::Users(|s| &mut s.jail_uids)),
     ("firecracker_root", Slot::Directory(|s| &mut s.firecracker_root)),
     ("firecracker_kernel", Slot::File(|s| &mut s.firecracker_kernel)),
-    (
-        "firecracker_initrd",
-        Slot::OptionalFile(|s| &mut s.firecracker_initrd, RuntimeSettings::firecracker_initrd),
-    ),
+    ("firecracker_initrd", Slot::OptionalFile(|s| &mut s.firecracker_initrd)),
     ("firecracker_cpus", Slot::Cpus(|s| &mut s.firecracker_cpus)),
     ("firecracker_mem_mib", Slot::Memory(|s| &mut s.firecracker_mem_mib)),
     ("qemu_bin", Slot::Program(|s| &mut s.qemu_bin)),
     ("qemu_accel", Slot::Accel(|s| &mut s.qemu_accel)),
     ("qemu_kernel", Slot::File(|s| &mut s.qemu_kernel)),
-    ("qemu_initrd", Slot::OptionalFile(|s| &mut s.qemu_initrd, RuntimeSettings::qemu_initrd)),
+    ("qemu_initrd", Slot::OptionalFile(|s| &mut s.qemu_initrd)),
     ("qemu_cpus", Slot::Cpus(|s| &mut s.qemu_cpus)),
     ("qemu_mem_mib", Slot::Memory(|s| &mut s.qemu_mem_mib)),
     ("qemu_root", Slot::Directory(|s| &mut s.qemu_root)),
     ("vhost_device_vsock_bin", Slot::Program(|s| &mut s.vhost_device_vsock_bin)),
+    ("storage_size", Slot::Storage(|s| &mut s.storage_size)),
+    ("disk_mib_per_second", Slot::Rate(|s| &mut s.disk_mib_per_second)),
+    ("disk_operations_per_second", Slot::Rate(|s| &mut s.disk_operations_per_second)),
     ("debug", Slot::Flag(|s| &mut s.debug)),
 ];
 
@@ -59,6 +67,8 @@ const PLATFORMS: [&str; 3] = ["systrap", "ptrace", "kvm"];
 const MAX_CPUS: u32 = 32;
 const MIN_MEMORY: u32 = 96;
 const MAX_MEMORY: u32 = 1 << 20;
+/// More than any disk does.
+const MAX_RATE: u32 = 100_000_000;
 const MAX_ARGUMENTS: usize = 64;
 
 /// The keys, in the order in which they are shown.
@@ -98,7 +108,7 @@ impl Slot {
             Self::Program(slot) => put(slot(settings), read_path(reader, entry, Rule::Program)?),
             Self::File(slot) => put(slot(settings), read_path(reader, entry, Rule::File)?),
             Self::Directory(slot) => put(slot(settings), read_path(reader, entry, Rule::Directory)?),
-            Self::OptionalFile(slot, _) => {
+            Self::OptionalFile(slot) => {
                 let path = read_path(reader, entry, Rule::File)?;
                 put(slot(settings), path.map(Some))
             }
@@ -122,6 +132,21 @@ impl Slot {
                 put(slot(settings), read_word(reader, entry, &PLATFORMS)?.map(str::to_owned))
             }
             Self::Arguments(slot) => put(slot(settings), read_arguments(reader, entry)?),
+            Self::Storage(slot) => {
+                let bytes = crate::size::read(reader, entry)?;
+                let range = StorageOptions::MIN_BYTES..=StorageOptions::MAX_BYTES;
+                if let Some(bytes) = bytes.filter(|bytes| !range.contains(bytes)) {
+                    let rule = "use a size from 16m to 16t";
+                    return Err(reader.invalid(entry, &crate::size::show(bytes), rule));
+                }
+                put(slot(settings), bytes.map(Some))
+            }
+            Self::Rate(slot) => put(slot(settings), reader.number(entry, 1, MAX_RATE)?),
+            Self::Users(slot) => {
+                let Some(text) = reader.text(entry)? else { return Ok(false) };
+                let range = UidRange::parse(text).map_err(|_| reader.invalid(entry, text, UidRange::RULE))?;
+                put(slot(settings), Some(range))
+            }
             Self::Flag(slot) => match entry.node.value {
                 Value::Null => Ok(false),
                 _ => put(slot(settings), Some(reader.flag(entry)?)),
@@ -134,13 +159,18 @@ impl Slot {
             Self::Program(slot) | Self::File(slot) | Self::Directory(slot) => {
                 slot(settings).display().to_string().into()
             }
-            Self::OptionalFile(_, effective) => effective(settings).display().to_string().into(),
+            Self::OptionalFile(slot) => slot(settings).as_ref().map(|path| path.display().to_string()).into(),
             Self::Cpus(slot) => (*slot(settings)).into(),
             Self::Memory(slot) => slot(settings).get().into(),
             Self::Accel(slot) => slot(settings).as_str().into(),
             Self::Platform(slot) => slot(settings).clone().into(),
             Self::Arguments(slot) => slot(settings).clone().into(),
+            Self::Storage(slot) => {
+                (*slot(settings)).map_or(Json::Null, |bytes| crate::size::show(bytes).into())
+            }
             Self::Flag(slot) => (*slot(settings)).into(),
+            Self::Rate(slot) => (*slot(settings)).into(),
+            Self::Users(slot) => slot(settings).to_string().into(),
         }
     }
 }

@@ -67,6 +67,9 @@ impl Config {
         if let (Some(limit), source) = self.image_limit {
             worker.push(Shown::value("image_limit", crate::size::show(limit), source));
         }
+        let network = self.network.shown().into_iter();
+        let network = network.map(|(key, value, source)| Shown::value(key, value, source)).collect();
+        worker.push(Shown::mapping("network", network));
         worker.push(Shown::mapping("pools", self.pools.iter().map(shown_pool).collect()));
         if !self.registries.is_empty() {
             worker.push(Shown::mapping("registries", self.registries.iter().map(shown_registry).collect()));

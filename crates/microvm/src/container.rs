@@ -80,9 +80,11 @@ impl Container for MicrovmContainer {
         }
         // Whatever the programs of the VM left behind; the cgroup is the container's alone.
         let ended = end_processes(&self.cgroup).await;
-        stopped.and(ended)?;
+        // Also when a process of it waits for a file system that does not answer: it needs none of this any more.
+        let cleared = clear(self.directory.path());
+        stopped.and(ended).and(cleared)?;
         tracing::debug!(container = %self.id, "the vm is gone");
-        clear(self.directory.path())
+        Ok(())
     }
 }
 

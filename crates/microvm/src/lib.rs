@@ -8,6 +8,7 @@
 //!      ├─ guest_spec   OCI spec ─▶ wire spec            sizing   limits ─▶ vCPUs, memory
 //!      ├─ sandbox      binds the guest's three ports, then owns the VM: hello, create, start, exit, shutdown
 //!      ├─ engine       firecracker │ qemu: starts the VM in the container's cgroup and network namespace
+//!      │   └─ confine  what they see of the host
 //!      └─ share        a process that serves the container's host directories to its guest
 //! ```
 //!
@@ -18,10 +19,12 @@
 //! Everything here runs on a current-thread tokio runtime in a process whose children belong to one
 //! [`Reaper`](beta9_sys::reaper::Reaper); nothing here waits for a child in another way.
 
+mod confine;
 mod container;
 mod engine;
 mod guest_spec;
 mod operations;
+mod own_program;
 mod place;
 mod probe;
 mod runtime;
@@ -33,7 +36,9 @@ use std::path::Path;
 
 use beta9_runtime::{Error, ErrorKind};
 
-pub use probe::{ProbeReport, probe, probe_key};
+pub use confine::enter as confine;
+pub(crate) use own_program::OwnProgram;
+pub use probe::{ProbeReport, find_jailer, jailer_flaws, probe, probe_key, probe_with};
 pub use runtime::{CAPABILITIES, Microvm, forget};
 
 /// A step on a file that failed.

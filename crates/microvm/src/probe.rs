@@ -25,8 +25,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
+use crate::OwnProgram;
 use crate::container::end_processes;
-use crate::engine::{Host, VmDirectory, remove};
+use crate::engine::firecracker::{Version, jail};
+use crate::engine::{VmDirectory, remove};
 use crate::runtime::Microvm;
 use crate::sandbox::{Accepting, Deadlines, Listeners, Sandbox};
 use crate::sizing::VmSize;
@@ -55,6 +57,12 @@ pub struct ProbeReport {
     pub kernel: String,
     /// Why it is software emulation, where KVM was to be tried.
     pub kvm_failure: Option<String>,
+    /// Firecracker's jailer, found; without one it is not jailed.
+    #[serde(default)]
+    pub jailer: Option<PathBuf>,
+    /// What an operator should know of VMs that nevertheless work.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl ProbeReport {
@@ -62,7 +70,11 @@ impl ProbeReport {
     pub fn settings(&self, asked: &RuntimeSettings) -> RuntimeSettings {
         let mut settings = asked.clone();
         match self.kind {
-            RuntimeKind::Firecracker => settings.firecracker_bin.clone_from(&self.bin),
+            RuntimeKind::Firecracker => {
+                settings.firecracker_bin.clone_from(&self.bin);
+                settings.firecracker_jailer =
+                    self.jailer.clone().unwrap_or_else(|| RuntimeSettings::NO_JAILER.into());
+            }
             _ => {
                 settings.qemu_bin.clone_from(&self.bin);
                 settings.qemu_accel = self.accel;
@@ -78,14 +90,43 @@ impl ProbeReport {
 impl std::fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (accel, ms) = (self.accel.as_str(), self.boot_ms);
-        write!(f, "{}, {accel}, booted Linux {} in {ms} ms", self.version, self.kernel)
+        let jail = match (self.kind, &self.jailer) {
+            (RuntimeKind::Firecracker, Some(_)) => ", jailed",
+            (RuntimeKind::Firecracker, None) => ", NOT JAILED",
+            _ => "",
+        };
+        write!(f, "{}, {accel}{jail}, booted Linux {} in {ms} ms", self.version, self.kernel)
     }
 }
 
 /// Boots one VM to its init, exactly as a container's VM is started, and takes it away again.
 pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reaper) -> Result<ProbeReport> {
+    probe_as(&OwnProgram::default(), kind, settings, reaper).await
+}
+
+/// The same by a process that is not the worker's program; `program` takes its part of confining the VM's programs, as
+/// in [`Microvm::with_own_program`].
+pub async fn probe_with(
+    program: PathBuf,
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<ProbeReport> {
+    probe_as(&OwnProgram::at(program), kind, settings, reaper).await
+}
+
+async fn probe_as(
+    this: &OwnProgram,
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<ProbeReport> {
     let mut settings = settings.clone();
     let vsock_bin = find_programs(kind, &mut settings)?;
+    let (jailer, warnings) = match kind {
+        RuntimeKind::Firecracker => prepare_jail(&mut settings, reaper).await?,
+        _ => (None, Vec::new()),
+    };
     let (bin, kernel, initrd) = match kind {
         RuntimeKind::Firecracker => {
             (&settings.firecracker_bin, &settings.firecracker_kernel, settings.firecracker_initrd())
@@ -99,13 +140,14 @@ pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reape
         (RuntimeKind::Firecracker, _) | (_, QemuAccel::Kvm) => {
             check_kvm()?;
             let settings = RuntimeSettings { qemu_accel: QemuAccel::Kvm, ..settings.clone() };
-            let booted = boot(kind, &settings, reaper).await.map_err(|error| kvm_cannot_boot(&error))?;
+            let booted =
+                boot(kind, &settings, reaper, this).await.map_err(|error| kvm_cannot_boot(&error))?;
             (QemuAccel::Kvm, None, booted)
         }
         (_, QemuAccel::Tcg) => {
-            (QemuAccel::Tcg, None, boot(kind, &settings, reaper).await.map_err(cannot_boot)?)
+            (QemuAccel::Tcg, None, boot(kind, &settings, reaper, this).await.map_err(cannot_boot)?)
         }
-        (_, QemuAccel::Auto) => boot_best(kind, &settings, reaper).await?,
+        (_, QemuAccel::Auto) => boot_best(kind, &settings, reaper, this).await?,
     };
     Ok(ProbeReport {
         kind,
@@ -116,7 +158,40 @@ pub async fn probe(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reape
         boot_ms: booted.ms,
         kernel: booted.kernel,
         kvm_failure,
+        jailer,
+        warnings,
     })
+}
+
+/// The jailer that Firecracker runs under with these settings, or why it runs without one.
+pub fn find_jailer(settings: &RuntimeSettings) -> std::result::Result<PathBuf, String> {
+    let bin = find_program(&settings.firecracker_bin);
+    let bin = bin.ok_or_else(|| format!("{} was not found", settings.firecracker_bin.display()))?;
+    jail::usable(settings, &bin)
+}
+
+/// What is known against a jailer that calls itself this.
+pub fn jailer_flaws(version: &str) -> Option<String> {
+    version.split_whitespace().find_map(|word| Version::parse(word).ok()).and_then(jail::known_flaws)
+}
+
+/// Decides whether Firecracker will be jailed, before anything boots in the same way.
+async fn prepare_jail(
+    settings: &mut RuntimeSettings,
+    reaper: &Reaper,
+) -> Result<(Option<PathBuf>, Vec<String>)> {
+    match jail::decide(settings, &settings.firecracker_bin)? {
+        Ok(jailer) => {
+            settings.firecracker_jailer.clone_from(&jailer);
+            let flaws = jailer_flaws(&version(&jailer, reaper).await?);
+            Ok((Some(jailer), flaws.into_iter().collect()))
+        }
+        Err(reason) => {
+            settings.firecracker_jailer = RuntimeSettings::NO_JAILER.into();
+            let text = format!("firecracker runs as root and without a jail: {reason}");
+            Ok((None, vec![text]))
+        }
+    }
 }
 
 /// KVM where it boots a kernel, else software emulation with the reason.
@@ -124,16 +199,17 @@ async fn boot_best(
     kind: RuntimeKind,
     settings: &RuntimeSettings,
     reaper: &Reaper,
+    this: &OwnProgram,
 ) -> Result<(QemuAccel, Option<String>, Booted)> {
     let with = |accel| RuntimeSettings { qemu_accel: accel, ..settings.clone() };
     let kvm = match check_kvm() {
-        Ok(()) => boot(kind, &with(QemuAccel::Kvm), reaper).await,
+        Ok(()) => boot(kind, &with(QemuAccel::Kvm), reaper, this).await,
         Err(error) => Err(error),
     };
     match kvm {
         Ok(booted) => Ok((QemuAccel::Kvm, None, booted)),
         Err(error) => {
-            let booted = boot(kind, &with(QemuAccel::Tcg), reaper).await.map_err(cannot_boot)?;
+            let booted = boot(kind, &with(QemuAccel::Tcg), reaper, this).await.map_err(cannot_boot)?;
             Ok((QemuAccel::Tcg, Some(error.chain()), booted))
         }
     }
@@ -171,26 +247,16 @@ fn find_programs(kind: RuntimeKind, settings: &mut RuntimeSettings) -> Result<Op
 }
 
 fn check_kernel(path: &Path) -> Result<()> {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).map_err(|e| {
-        let text =
-            format!("kernel image {} cannot be read: put an uncompressed vmlinux there", path.display());
+    beta9_guest::check_file(path).map_err(|e| {
+        let text = "there is no kernel to boot: `beta9-worker kernel install` puts one there";
         Error::caused(ErrorKind::Unavailable, text, e)
-    })?;
-    if &magic == b"\x7fELF" {
-        return Ok(());
-    }
-    let text = format!(
-        "kernel image {} is not an ELF file: put an uncompressed vmlinux there, not a bzImage",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::Unavailable, text))
+    })
 }
 
 fn check_initrd(path: &Path) -> Result<()> {
     File::open(path).map(drop).map_err(|e| {
         let text =
-            format!("initramfs {} cannot be read: put the one with beta9-vm-init there", path.display());
+            format!("initramfs {} cannot be read: put one there that holds beta9-vm-init", path.display());
         Error::caused(ErrorKind::Unavailable, text, e)
     })
 }
@@ -222,8 +288,13 @@ struct Booted {
     kernel: String,
 }
 
-async fn boot(kind: RuntimeKind, settings: &RuntimeSettings, reaper: &Reaper) -> Result<Booted> {
-    let microvm = Microvm::new(kind, settings, reaper.clone())?;
+async fn boot(
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    reaper: &Reaper,
+    this: &OwnProgram,
+) -> Result<Booted> {
+    let microvm = Microvm::new(kind, settings, reaper.clone())?.with_own_program(this.path());
     let id = ContainerId::parse(&format!("probe-{}", ContainerId::random()))
         .map_err(|e| Error::caused(ErrorKind::Failed, "name a probe", e))?;
     let cgroup = Cgroup::at(Path::new("beta9").join(id.as_str()));
@@ -249,8 +320,9 @@ async fn boot_in(
     let failed = |e| Error::caused(ErrorKind::Failed, "make the probe's cgroup", e);
     cgroup.create().map_err(failed)?;
     let size = VmSize::of_settings(microvm.kind(), microvm.settings());
-    microvm.limit(cgroup, size);
-    let host = Host { reaper: microvm.reaper().clone(), cgroup: cgroup.clone(), network: None };
+    microvm.limit(cgroup, size, 0);
+    let host = microvm.host(cgroup, None);
+    let directory = microvm.engine().settle(directory, &id.vm_id())?;
     let Listeners { control, stream, copy, share: _ } = Listeners::bind(&directory)?;
     let started = Instant::now();
     let vm = microvm.engine().start(&microvm.vm_config(&id, directory, size, Vec::new()), &host).await?;
@@ -306,6 +378,7 @@ pub fn probe_key(kind: RuntimeKind, settings: &RuntimeSettings) -> String {
         RuntimeKind::Firecracker => {
             vec![
                 find_program(&settings.firecracker_bin),
+                find_program(&settings.firecracker_jailer),
                 Some(settings.firecracker_kernel.clone()),
                 Some(settings.firecracker_initrd()),
             ]
@@ -358,9 +431,9 @@ mod tests {
     fn missing_parts_are_named_with_their_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("vmlinux");
-        assert!(check_kernel(&missing).unwrap_err().chain().contains("put an uncompressed vmlinux there"));
+        assert!(check_kernel(&missing).unwrap_err().chain().contains("`beta9-worker kernel install`"));
         fs::write(&missing, "MZ compressed").unwrap();
-        assert!(check_kernel(&missing).unwrap_err().chain().contains("not an ELF file"));
+        assert!(check_kernel(&missing).unwrap_err().chain().contains("it is neither a kernel"));
         let mut settings =
             RuntimeSettings { firecracker_bin: "/nowhere/firecracker".into(), ..Default::default() };
         let error = find_programs(RuntimeKind::Firecracker, &mut settings).unwrap_err();

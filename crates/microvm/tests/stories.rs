@@ -8,10 +8,10 @@ mod common;
 
 use std::time::Instant;
 
-use beta9_microvm::probe;
+use beta9_microvm::probe_with;
 use beta9_runtime::{ErrorKind, SignalTarget};
 use beta9_types::{Exit, ExitReason, QemuAccel, RuntimeKind, RuntimeSettings};
-use common::Story;
+use common::{Story, program};
 
 /// Which engine this run is about.
 fn kind() -> RuntimeKind {
@@ -176,7 +176,7 @@ async fn a_mount_that_is_not_there_fails_the_start_by_name() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_probe_boots_a_guest_and_leaves_nothing() {
     let fixture = fixture_or_skip!(kind());
-    let report = probe(fixture.kind, &fixture.settings, &fixture.reaper).await.unwrap();
+    let report = probe_with(program(), fixture.kind, &fixture.settings, &fixture.reaper).await.unwrap();
     eprintln!("{report:?}");
     assert!(report.kernel.starts_with('6'), "{report:?}");
     let left = std::fs::read_dir(fixture.root.join("vms")).unwrap().flatten();
@@ -184,7 +184,7 @@ async fn a_probe_boots_a_guest_and_leaves_nothing() {
 
     let settings = RuntimeSettings { qemu_initrd: Some("/etc/hostname".into()), ..fixture.settings.clone() };
     let settings = RuntimeSettings { firecracker_initrd: Some("/etc/hostname".into()), ..settings };
-    let error = probe(fixture.kind, &settings, &fixture.reaper).await.unwrap_err();
+    let error = probe_with(program(), fixture.kind, &settings, &fixture.reaper).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.chain().contains("Kernel panic"), "{}", error.chain());
 }
@@ -196,7 +196,7 @@ async fn a_kvm_that_boots_nothing_is_recognised() {
         return eprintln!("skipped: where Firecracker's stories run, KVM works");
     }
     let settings = RuntimeSettings { qemu_accel: QemuAccel::Kvm, ..fixture.settings.clone() };
-    match probe(fixture.kind, &settings, &fixture.reaper).await {
+    match probe_with(program(), fixture.kind, &settings, &fixture.reaper).await {
         Ok(report) => assert_eq!(report.accel, QemuAccel::Kvm),
         Err(error) => {
             let text = error.chain();

@@ -11,7 +11,7 @@ use beta9_runtime::{
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{ContainerId, RuntimeKind, RuntimeSettings};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::container::{self, OomRule};
 use crate::program::{Files, Program};
@@ -63,11 +63,21 @@ impl Gvisor {
     pub fn new(settings: &RuntimeSettings, reaper: Reaper) -> Self {
         let mut global: Vec<OsString> = vec!["--root".into(), settings.gvisor_root.clone().into()];
         global.push(format!("--platform={}", settings.gvisor_platform).into());
-        // Loopback only, until networks exist.
-        global.push("--network=none".into());
         global.extend(settings.gvisor_extra_args.iter().map(OsString::from));
         let program = Program { bin: settings.gvisor_bin.clone(), global };
         Self { program, root: settings.gvisor_root.clone(), reaper }
+    }
+}
+
+/// gVisor's word for the network that a spec asks for: its own stack on the interfaces of a namespace that exists, loopback
+/// in a new one, or the host's stack.
+fn network_of(spec: &Spec) -> &'static str {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let network = namespaces.into_iter().flatten().find(|one| one.typ() == LinuxNamespaceType::Network);
+    match network {
+        Some(namespace) if namespace.path().is_some() => "sandbox",
+        Some(_) => "none",
+        None => "host",
     }
 }
 
@@ -119,7 +129,9 @@ impl Runtime for Gvisor {
                 .open_cpuset()
                 .map_err(|e| Error::caused(ErrorKind::Failed, "prepare the cgroup's processors", e))?;
         }
-        runc::create(self.program.clone(), &self.reaper, OomRule::Sandbox, request).await
+        let mut program = self.program.clone();
+        program.global.push(format!("--network={}", network_of(&request.spec)).into());
+        runc::create(program, &self.reaper, OomRule::Sandbox, request).await
     }
 
     async fn clean(&self, id: &ContainerId, dir: &Path, cgroup: &Cgroup) -> Result<()> {

@@ -90,7 +90,7 @@ pub(crate) async fn create(
     oom: OomRule,
     request: CreateRequest,
 ) -> Result<Box<dyn Container>> {
-    let CreateRequest { id, dir, spec, rootfs, mounts, stdio, cgroup, marks } = request;
+    let CreateRequest { id, dir, spec, rootfs, mounts, stdio, cgroup, marks, .. } = request;
     let Rootfs::Directory(root) = rootfs else {
         return Err(Error::new(
             ErrorKind::Unsupported,

@@ -1,11 +1,11 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
+use beta9_types::{Attachment, BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
 use oci_spec::runtime::Spec;
 
 use crate::{Capabilities, Operations, Processes, Result};
@@ -96,6 +96,8 @@ pub enum Rootfs {
         format: String,
         /// An empty ext4 file system of this container's own; the guest's memory where absent.
         scratch: Option<PathBuf>,
+        /// The most that the writable layer holds where it is in the guest's memory.
+        memory_layer_bytes: Option<u64>,
     },
 }
 
@@ -117,6 +119,8 @@ pub struct CreateRequest {
     pub cgroup: Cgroup,
     /// Where the timeline is written.
     pub marks: Marks,
+    /// Its end of a network, in a namespace that the spec names; none where it has loopback only, or the host's own.
+    pub network: Option<Attachment>,
 }
 
 /// The container's ends of its streams, or of those of one more process of it. Dropping them is end-of-file for whoever
@@ -149,6 +153,19 @@ impl Marks {
         mark
     }
 
+    /// Records, in its place, what was reached `ago` as somebody else tells it. It is not believed to have been before
+    /// the first mark, and only once.
+    pub fn reached(&self, phase: Phase, ago: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_us = now.saturating_sub(ago).as_micros() as u64;
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_us = marks.first().map_or(at_us, |first| first.at_us.max(at_us));
+        if marks.iter().all(|mark| mark.phase != phase) {
+            let place = marks.partition_point(|mark| mark.at_us <= at_us);
+            marks.insert(place, PhaseMark { phase, at_us });
+        }
+    }
+
     /// Everything recorded so far.
     pub fn all(&self) -> Vec<PhaseMark> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -165,4 +182,26 @@ pub fn find_program(program: &Path) -> Option<PathBuf> {
         return Some(program.to_owned()).filter(runnable);
     }
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(runnable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_tells_later_goes_where_it_belongs_and_only_once() {
+        let marks = Marks::default();
+        marks.reach(Phase::SupervisorStarted);
+        std::thread::sleep(Duration::from_millis(30));
+        marks.reach(Phase::GuestReady);
+        marks.reached(Phase::GuestInit, Duration::from_millis(15));
+        marks.reached(Phase::GuestInit, Duration::ZERO);
+        // A guest that lies is not before its own supervisor.
+        marks.reached(Phase::GuestKernel, Duration::from_secs(4000));
+        let all = marks.all();
+        let phases: Vec<_> = all.iter().map(|mark| mark.phase).collect();
+        let expected = [Phase::SupervisorStarted, Phase::GuestKernel, Phase::GuestInit, Phase::GuestReady];
+        assert_eq!(phases, expected);
+        assert!(all.is_sorted_by_key(|mark| mark.at_us));
+    }
 }

@@ -36,6 +36,11 @@ impl ContainerDirectory {
         Self { path }
     }
 
+    /// The worker's root that it is below.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        self.path().parent().and_then(Path::parent)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

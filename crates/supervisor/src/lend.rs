@@ -60,7 +60,7 @@ pub(crate) async fn serve(directory: ContainerDirectory, record: Record, reaper:
     let marks = Marks::default();
     let patron = Patron::of_stdout()?;
     let created = tokio::select! {
-        created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, stdio) => created,
+        created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, None, stdio) => created,
         () = patron.gone() => Err(Exit::start_failed(Exit::OUR_FAILURE, "nobody wants them any more")),
     };
     let served = match created {

@@ -7,6 +7,7 @@
 //! <root>/containers/<id>/
 //!   record.json       what was asked for and what it became; written once by the worker
 //!   config.json       the OCI runtime spec, before the runtime adapts it
+//!   network.json      what there is of its network, written before it is made
 //!   state.json        where the container is in its life; replaced atomically by the supervisor
 //!   log               stdout and stderr, one entry per line or piece, in the CRI log format
 //!   log.<position>    the same, what came before; the oldest are thrown away
@@ -14,7 +15,7 @@
 //!   supervisor.sock   signals, stop, streams, more processes, and state changes
 //!   supervisor.log    what the supervisor itself has to say
 //!   lending lender.sock   while the files of a container that does not run are lent out
-//!   upper/ work/ rootfs/ scratch.ext4   the writable layer
+//!   upper/ work/ layer/ layer.ext4 rootfs/ scratch.ext4   the writable layer
 //! ```
 //!
 //! ```text
@@ -39,6 +40,7 @@ mod lend;
 mod life;
 mod lock;
 mod log;
+mod network;
 mod operate;
 mod protocol;
 mod record;
@@ -49,6 +51,7 @@ mod runtimes;
 mod server;
 mod stdio;
 mod stopped;
+mod volumes;
 
 pub use client::{CopyStream, ExecFailure, SessionInput, SessionOutput, Supervisor, Updates};
 pub use directory::ContainerDirectory;
@@ -62,3 +65,4 @@ pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};
 pub use record::{Record, RootfsSource, StateFile};
 pub use recover::{forget, needs_recovery};
 pub use stopped::copy_stopped;
+pub use volumes::{OwnVolumes, volumes_in_use};

@@ -25,12 +25,14 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
 use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
+use crate::network::Network;
 use crate::operate::{Ask, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
 use crate::restart::Restarts;
 use crate::server::{Command, Server};
 use crate::stdio::{self, HostStdio, Input, SharedLog, Stdin};
+use crate::volumes::OwnVolumes;
 use crate::{lend, recover, rootfs, runtimes};
 
 /// What the worker waits for on the supervisor's stdout: the socket accepts clients.
@@ -80,6 +82,8 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
         _ => {}
     }
 
+    let mounts = beta9_sys::namespaces::current_mounts()
+        .map_err(|e| Error::caused(ErrorKind::File, "remember the host's mounts", e))?;
     beta9_sys::namespaces::enter_private_mounts()
         .map_err(|e| Error::caused(ErrorKind::File, "enter a mount namespace of its own", e))?;
     leave_the_workers_cgroup();
@@ -90,22 +94,28 @@ pub fn supervise(directory: PathBuf, purpose: Purpose) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::caused(ErrorKind::File, "start an event loop", e))?;
+    let network = Network::new(mounts, &reaper);
     runtime.block_on(async {
         if !is_over {
-            return recover::clean_up(&directory, &record, state, &reaper).await;
+            return recover::clean_up(&directory, &record, state, &reaper, network).await;
         }
         if was_lent {
             recover::sweep(&directory, &record, &reaper).await?;
         }
         match purpose {
-            Purpose::Start => live(directory, record, &reaper).await,
+            Purpose::Start => live(directory, record, &reaper, network).await,
             Purpose::Lend => lend::serve(directory, record, &reaper).await,
             Purpose::Recover => Ok(()),
         }
     })
 }
 
-async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) -> Result<()> {
+async fn live(
+    directory: ContainerDirectory,
+    record: Record,
+    reaper: &Reaper,
+    network: Network,
+) -> Result<()> {
     let marks = Marks::default();
     marks.reach(Phase::SupervisorStarted);
     let starting = StateFile { state: ContainerState::Starting, marks: marks.all(), ..StateFile::created() };
@@ -142,7 +152,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
         .map_err(|e| Error::caused(ErrorKind::Refused, "set up the runtime", e))?;
     let (reaper, restarts) = (reaper.clone(), Restarts::new(record.request.options.life.restart));
     let mut life =
-        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs };
+        Life { directory, record, marks, updates, inbox, cgroup, runtime, reaper, restarts, execs, network };
     // What clients write goes to the latest start.
     let again = || {
         log.keep();
@@ -157,7 +167,7 @@ async fn live(directory: ContainerDirectory, record: Record, reaper: &Reaper) ->
     if life.record.request.auto_remove {
         // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
-        recover::forget(&life.directory, &life.record);
+        recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
     }
     life.directory.unlisten(Socket::Supervisor);
     drop(open);
@@ -225,6 +235,7 @@ struct Life {
     reaper: Reaper,
     restarts: Restarts,
     execs: Arc<Execs>,
+    network: Network,
 }
 
 impl Life {
@@ -255,6 +266,7 @@ impl Life {
                     }
                 }
             };
+            self.network.end(&self.directory, &self.record).await;
             self.marks.reach(Phase::Cleaned);
             return self.publish(ContainerState::Exited(exit), true);
         }
@@ -316,34 +328,37 @@ impl Life {
 
     /// Creates and starts the container, unless somebody stops it first.
     async fn start(&mut self, stdio: ContainerStdio) -> std::result::Result<Box<dyn Container>, Exit> {
-        let starting = start(
-            &self.directory,
-            &self.record,
-            &self.marks,
-            &self.cgroup,
-            self.runtime.as_ref(),
-            &self.reaper,
-            stdio,
-        );
-        tokio::pin!(starting);
-        let started = loop {
-            tokio::select! {
-                started = &mut starting => break started,
-                command = next_command(&mut self.inbox) => match command {
-                    Command::Signal { number, done, .. } if number != SIGKILL => {
-                        let _ = done.send(Err("the container has not started yet".to_owned()));
-                    }
-                    Command::Signal { done, .. } => {
-                        self.restarts.stop();
-                        let _ = done.send(Ok(()));
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
-                    }
-                    Command::Ask(ask) => refuse(ask),
-                    Command::Stop { .. } => {
-                        self.restarts.stop();
-                        break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
-                    }
-                },
+        let started = {
+            let starting = start(
+                &self.directory,
+                &self.record,
+                &self.marks,
+                &self.cgroup,
+                self.runtime.as_ref(),
+                &self.reaper,
+                &mut self.network,
+                stdio,
+            );
+            tokio::pin!(starting);
+            loop {
+                tokio::select! {
+                    started = &mut starting => break started,
+                    command = next_command(&mut self.inbox) => match command {
+                        Command::Signal { number, done, .. } if number != SIGKILL => {
+                            let _ = done.send(Err("the container has not started yet".to_owned()));
+                        }
+                        Command::Signal { done, .. } => {
+                            self.restarts.stop();
+                            let _ = done.send(Ok(()));
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "killed before it had started"));
+                        }
+                        Command::Ask(ask) => refuse(ask),
+                        Command::Stop { .. } => {
+                            self.restarts.stop();
+                            break Err(Exit::start_failed(Exit::OUR_FAILURE, "stopped before it had started"));
+                        }
+                    },
+                }
             }
         };
         match started {
@@ -392,6 +407,7 @@ enum Ended {
     Again(Exit, Duration),
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 async fn start(
     directory: &ContainerDirectory,
     record: &Record,
@@ -399,9 +415,11 @@ async fn start(
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
     reaper: &Reaper,
+    network: &mut Network,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
-    let mut container = create(directory, record, marks, cgroup, runtime, reaper, stdio).await?;
+    let mut container =
+        create(directory, record, marks, cgroup, runtime, reaper, Some(network), stdio).await?;
     match container.start().await {
         Ok(()) => Ok(container),
         Err(error) => {
@@ -414,6 +432,7 @@ async fn start(
 }
 
 /// Everything of a start but the execution of the container's process.
+#[expect(clippy::too_many_arguments, reason = "the parts of a life that is borrowed in pieces")]
 pub(crate) async fn create(
     directory: &ContainerDirectory,
     record: &Record,
@@ -421,6 +440,7 @@ pub(crate) async fn create(
     cgroup: &Cgroup,
     runtime: &dyn Runtime,
     reaper: &Reaper,
+    network: Option<&mut Network>,
     stdio: ContainerStdio,
 ) -> std::result::Result<Box<dyn Container>, Exit> {
     let ours = |message: String| Exit::start_failed(Exit::OUR_FAILURE, message);
@@ -430,17 +450,27 @@ pub(crate) async fn create(
         .map_err(|e| ours(format!("read {}: {e}", directory.spec().display())))?;
     runtime.prepare(&mut spec).map_err(failed)?;
     cgroup.create().map_err(|e| ours(chain(&e)))?;
-    let (place, source, reaper) = (directory.clone(), record.rootfs.clone(), reaper.clone());
-    let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &source, &reaper))
-        .await
-        .map_err(|e| ours(format!("prepare the root file system: {e}")))?
-        .map_err(failed)?;
+    let (place, record_too, reaper) = (directory.clone(), record.clone(), reaper.clone());
+    // Neither needs the other.
+    let preparing = async {
+        let rootfs = tokio::task::spawn_blocking(move || rootfs::prepare(&place, &record_too, &reaper)).await;
+        marks.reach(Phase::RootfsReady);
+        rootfs
+    };
+    let connecting = async {
+        let Some(network) = network else { return Ok(None) };
+        let attached = network.ready(directory, record, &mut spec).await;
+        marks.reach(Phase::NetworkReady);
+        attached
+    };
+    let (rootfs, attached) = tokio::join!(preparing, connecting);
+    let rootfs = rootfs.map_err(|e| ours(format!("prepare the root file system: {e}")))?.map_err(failed)?;
+    let network = attached.map_err(ours)?;
     if let Rootfs::Directory(path) = &rootfs
         && let Some(root) = spec.root_mut()
     {
         root.set_path(path.clone());
     }
-    marks.reach(Phase::RootfsReady);
 
     let request = CreateRequest {
         id: record.id.clone(),
@@ -451,6 +481,7 @@ pub(crate) async fn create(
         stdio,
         cgroup: cgroup.clone(),
         marks: marks.clone(),
+        network,
     };
     runtime.create(request).await.map_err(failed)
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use beta9_types::{ContainerId, ContainerRequest, ContainerState, Digest, LogLimits, Phase, PhaseMark};
+use beta9_types::{
+    ContainerId, ContainerRequest, ContainerState, Digest, LogLimits, NetworkPlan, Phase, PhaseMark,
+};
 use beta9_types::{RuntimeChoice, RuntimeKind, RuntimeSettings, SignalNumber};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +53,9 @@ pub struct Record {
     /// Seconds between that signal and SIGKILL.
     #[serde(default = "default_stop_timeout")]
     pub stop_timeout: u32,
+    /// Its network.
+    #[serde(default)]
+    pub network: NetworkPlan,
 }
 
 fn default_stop_signal() -> SignalNumber {

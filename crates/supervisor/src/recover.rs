@@ -12,11 +12,16 @@ use crate::directory::{ContainerDirectory, Socket};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::life::cgroup;
 use crate::lock::{Liveness, liveness};
+use crate::network::Network;
 use crate::record::{Record, StateFile};
 use crate::runtimes;
+use crate::volumes::{OwnVolumes, remove_own};
 
 /// How long killed processes may take to leave their cgroup.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The same, of those that survived it once.
+const FORGET_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Whether the container in `directory` needs `supervise` to clean up after a supervisor that died.
 pub fn needs_recovery(directory: &ContainerDirectory) -> Result<bool> {
@@ -33,8 +38,10 @@ pub(crate) async fn clean_up(
     record: &Record,
     mut state: StateFile,
     reaper: &Reaper,
+    network: Network,
 ) -> Result<()> {
     sweep(directory, record, reaper).await?;
+    network.clean_up(directory, record).await;
     let marks = beta9_runtime::Marks::default();
     if state.state.exit().is_none() {
         let text = "the process that watched over the container died; nobody saw how the container ended";
@@ -81,8 +88,23 @@ pub(crate) async fn remove_cgroup(cgroup: &Cgroup) {
 }
 
 /// Removes the record of a container that is over: its name, its directory, and what its runtime kept for a reader.
-pub fn forget(directory: &ContainerDirectory, record: &Record) {
+pub fn forget(directory: &ContainerDirectory, record: &Record, own: OwnVolumes) {
+    // Before the record, without which nobody would know whose they were.
+    if own == OwnVolumes::Remove
+        && let Some(root) = directory.path().parent().and_then(Path::parent)
+    {
+        remove_own(root, record);
+    }
     forget_vm(record);
+    // A process that waited for a file system may have held it past the container's end.
+    let group = cgroup(&record.id);
+    if !group.processes().is_empty() {
+        group.kill(FORGET_DEADLINE);
+    }
+    if let Err(error) = group.remove() {
+        tracing::error!(container = %record.id, error = chain(&error), "cgroup could not be removed");
+    }
+    Cgroup::at("beta9").remove_if_empty();
     // Somebody may have renamed it since the record was read.
     let current = Record::read(directory).ok().flatten();
     if let Some(name) = &current.as_ref().unwrap_or(record).request.name

@@ -16,6 +16,8 @@ pub enum Namespace {
     Mount,
     /// Network.
     Network,
+    /// System V and POSIX shared memory, queues and semaphores.
+    Ipc,
 }
 
 /// Additions to [`Command`] that run in the child. Every one is async-signal-safe: it allocates nothing and takes no
@@ -68,6 +70,7 @@ impl CommandExtra for Command {
                 | match namespace {
                     Namespace::Mount => libc::CLONE_NEWNS,
                     Namespace::Network => libc::CLONE_NEWNET,
+                    Namespace::Ipc => libc::CLONE_NEWIPC,
                 }
         });
         let enter = move || {

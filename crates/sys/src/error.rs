@@ -35,6 +35,15 @@ impl Error {
 
     /// The kernel's answer as an errno, where it was one.
     pub fn raw_os_error(&self) -> Option<i32> {
-        self.source.raw_os_error()
+        let explained = || self.source.get_ref()?.downcast_ref::<Explained>().map(|error| error.number);
+        self.source.raw_os_error().or_else(explained)
     }
+}
+
+/// An errno and the kernel's words for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{words} ({})", io::Error::from_raw_os_error(*.number))]
+pub(crate) struct Explained {
+    pub(crate) number: i32,
+    pub(crate) words: String,
 }

@@ -7,8 +7,10 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod loop_device;
 pub mod machine;
 pub mod namespaces;
+pub mod netlink;
 pub mod passing;
 pub mod processes;
 pub mod processor;
@@ -17,6 +19,7 @@ pub mod reaper;
 pub mod seccomp;
 pub mod signalfd;
 pub mod signals;
+pub mod tap;
 pub mod vsock;
 
 mod error;

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::{Error, Result};
 
-/// Mixes 32 bytes into the kernel's random pool and counts them as 256 bits of entropy.
+/// Mixes 32 bytes into the kernel's random pool, counts them as 256 bits of entropy, and has them used at once.
 pub fn add_entropy(bytes: [u8; 32]) -> Result<()> {
     /// `struct rand_pool_info` of linux/random.h with its trailing array in place.
     #[repr(C)]
@@ -19,13 +19,20 @@ pub fn add_entropy(bytes: [u8; 32]) -> Result<()> {
         bytes: [u8; 32],
     }
     const ADD_ENTROPY: libc::Ioctl = 0x4008_5203; // RNDADDENTROPY
+    const RESEED: libc::Ioctl = 0x5207; // RNDRESEEDCRNG
     let device = "/dev/random";
     let file = File::options().write(true).open(device).map_err(|e| Error::at("open", device, e))?;
     let pool = RandomPool { entropy_bits: 256, size: 32, bytes };
     // SAFETY: the request reads a header and as many bytes as the header says, which is what the struct holds.
     match unsafe { libc::ioctl(file.as_raw_fd(), ADD_ENTROPY, &raw const pool) } {
+        0 => {}
+        _ => return Err(Error::at("add entropy to", device, io::Error::last_os_error())),
+    }
+    // What was mixed in shows in what is read from now on, and not only at the kernel's next turn.
+    // SAFETY: the request takes no argument.
+    match unsafe { libc::ioctl(file.as_raw_fd(), RESEED) } {
         0 => Ok(()),
-        _ => Err(Error::at("add entropy to", device, io::Error::last_os_error())),
+        _ => Err(Error::at("reseed", device, io::Error::last_os_error())),
     }
 }
 

@@ -44,6 +44,13 @@ pub(crate) fn appears(text: &str) -> Result<Pid> {
     }
 }
 
+/// Signals one.
+pub(crate) fn signal(pid: Pid, signal: Signal) -> Result<()> {
+    let process =
+        pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("cannot watch process {pid}"))?;
+    pidfd_send_signal(&process, signal).with_context(|| format!("cannot signal process {pid}"))
+}
+
 /// Kills one and returns when it is gone.
 pub(crate) fn kill(pid: Pid) -> Result<()> {
     let process =

@@ -24,6 +24,9 @@ pub(crate) const IMAGE: &str = "busybox";
 /// Kept short: socket paths below it must fit whatever a test adds. Not `/tmp`, which may be memory.
 const PARENT: &str = "/var/tmp";
 
+/// The variable that says `off` where Firecracker is to run without its jailer.
+pub(crate) const JAIL: &str = "BETA9_JAIL";
+
 /// Whether a runtime works here, as the worker itself found out.
 #[derive(Debug, Clone)]
 pub struct Availability {
@@ -102,7 +105,12 @@ impl Site {
         self.directory.path().join("run").join(name)
     }
 
-    /// The worker's configuration.
+    /// The program that is tested.
+    pub(crate) fn program(&self) -> &Path {
+        &self.worker
+    }
+
+    /// Its configuration.
     pub(crate) fn config(&self) -> PathBuf {
         self.directory.path().join("worker.yaml")
     }
@@ -114,12 +122,28 @@ impl Site {
         let indented = |text: &str, by: usize| -> String {
             text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
         };
+        let mut usual = vec![
+            format!("firecracker_kernel: {guest}/vmlinux"),
+            format!("firecracker_root: {root}/fc"),
+            format!("qemu_kernel: {guest}/vmlinux"),
+            format!("qemu_root: {root}/qemu"),
+            format!("gvisor_root: {root}/gvisor"),
+        ];
+        if std::env::var_os(JAIL).is_some_and(|jail| jail == "off") {
+            usual.push("firecracker_jailer: none".to_owned());
+        }
+        // What a test says itself is not said twice.
+        let key = |line: &str| line.split(':').next().map(str::to_owned);
+        let said: Vec<_> = runtime.lines().map(key).collect();
+        usual.retain(|line| !said.contains(&key(line)));
         let (pool, runtime) = (indented(pool, 6), indented(runtime, 8));
-        format!(
-            "worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}        \
-             firecracker_kernel: {guest}/vmlinux\n        firecracker_root: {root}/fc\n        \
-             qemu_kernel: {guest}/vmlinux\n        qemu_root: {root}/qemu\n        gvisor_root: {root}/gvisor\n"
-        )
+        let usual = indented(&usual.join("\n"), 8);
+        format!("worker:\n  pools:\n    default:\n{pool}      container_runtime_config:\n{runtime}{usual}")
+    }
+
+    /// Where block images for VMs are kept.
+    pub(crate) fn block_images(&self) -> PathBuf {
+        self.root().join("images/block")
     }
 
     /// A command of the worker's, such as `ps -a`.
@@ -157,8 +181,9 @@ impl Site {
         let (root, run) = (self.root(), self.directory.path().join("run"));
         let mut scope =
             Scope::new().below(&root).below(&run).mentioning(self.directory.path().to_string_lossy());
-        // What containers share and what outlives them by design: images, and which boots have succeeded.
-        for shared in ["images", "probes"] {
+        // What containers share and what outlives them by design: images, VMs' first file systems, and which boots
+        // have succeeded.
+        for shared in ["images", "guest", "probes", "volumes/.lock"] {
             scope = scope.except(root.join(shared));
         }
         let ids = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
@@ -190,10 +215,12 @@ impl SiteWatch {
             match events.next() {
                 Ok(event) => {
                     // Cgroups and processes in them carry the container's id and nothing else of the site.
-                    watch = event
-                        .file_name()
-                        .into_iter()
-                        .fold(watch, |watch, id| watch.mentioning(id.to_string_lossy()));
+                    watch = event.file_name().into_iter().fold(watch, |watch, id| {
+                        let id = id.to_string_lossy();
+                        // Of an interface's name the end of the id is a part.
+                        let end = id.get(id.len().saturating_sub(8)..).unwrap_or(&id);
+                        watch.mentioning(format!("b9fc_{end}")).mentioning(id)
+                    });
                 }
                 Err(Errno::WOULDBLOCK) => return Ok(watch.settle(within)?),
                 Err(error) => return Err(error).context("cannot read which containers there were"),
@@ -228,7 +255,22 @@ fn worker() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn images() -> PathBuf {
+/// A distribution's kernel, packed, in its package's tree.
+pub(crate) fn stock_kernel() -> Result<PathBuf> {
+    let packages = project("target/cache/debian-kernel");
+    let trees = fs::read_dir(&packages).into_iter().flatten().flatten();
+    let kernels =
+        trees.flat_map(|tree| fs::read_dir(tree.path().join("boot")).into_iter().flatten().flatten());
+    kernels
+        .map(|kernel| kernel.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .max()
+        .with_context(|| {
+            format!("there is no kernel in {}: `cargo xtask setup` fetches it", packages.display())
+        })
+}
+
+pub(crate) fn images() -> PathBuf {
     variable("BETA9_TEST_IMAGES").unwrap_or_else(|| project("target/cache/images"))
 }
 

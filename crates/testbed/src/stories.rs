@@ -15,12 +15,15 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod mounts;
+mod network;
 mod operate;
 mod options;
 mod process;
 mod security;
+mod storage;
 mod streams;
 mod terminal;
+mod volumes;
 
 use crate::World;
 
@@ -56,6 +59,9 @@ pub fn all() -> impl Iterator<Item = &'static Story> {
         files::STORIES,
         images::STORIES,
         mounts::STORIES,
+        network::STORIES,
+        volumes::STORIES,
+        storage::STORIES,
         limits::STORIES,
         lifecycle::STORIES,
         operate::STORIES,
@@ -94,6 +100,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=45).contains(&core), "{core} core stories");
+        assert!((15..=48).contains(&core), "{core} core stories");
     }
 }

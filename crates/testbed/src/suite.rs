@@ -9,6 +9,7 @@ use beta9_types::RuntimeKind;
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 
 use crate::exclusions::{self, Exclusion};
+use crate::faults::Fault;
 use crate::site::{Availability, Site};
 use crate::stories::{self, Story, Tier};
 use crate::world::World;
@@ -248,14 +249,15 @@ fn run_faults(arguments: &Arguments) -> Result<bool> {
         }
         available
     };
-    let trials = crate::faults::all(&choice.runtimes, &available).into_iter().map(|fault| {
-        let is_skipped = !arguments.list && !fault.needs.iter().all(|needed| available.contains(needed));
+    let in_tier = |fault: &Fault| choice.tier == Tier::Full || fault.tier == Tier::Core;
+    let faults = crate::faults::all(&choice.runtimes, &available).into_iter().filter(in_tier);
+    let trials = faults.map(|fault| {
+        let lacks_runtime = !fault.needs.iter().all(|needed| available.contains(needed));
+        let lacks_program = fault.program.filter(|program| !is_in_path(program));
+        let is_skipped = !arguments.list && (lacks_runtime || lacks_program.is_some());
         if is_skipped {
-            println!(
-                "skipped: {}: it needs {}",
-                fault.name,
-                fault.needs.iter().map(|needed| needed.as_str()).collect::<Vec<_>>().join(", ")
-            );
+            let needs = fault.needs.iter().map(|needed| needed.as_str()).chain(fault.program);
+            println!("skipped: {}: it needs {}", fault.name, needs.collect::<Vec<_>>().join(", "));
         }
         Trial::test(fault.name, move || (fault.run)().map_err(|error| Failed::from(format!("{error:#}"))))
             .with_ignored_flag(is_skipped)
@@ -264,6 +266,11 @@ fn run_faults(arguments: &Arguments) -> Result<bool> {
     tally.add(&libtest_mimic::run(arguments, trials.collect()));
     println!("{tally}");
     Ok(tally.failed == 0)
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
 /// Lost is one that does not end with its command's code, whatever happened.

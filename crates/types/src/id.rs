@@ -94,6 +94,31 @@ impl ContainerName {
     }
 }
 
+/// The name of a volume. Like an id it is safe as a single path component.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+string_newtype!(VolumeName);
+
+impl VolumeName {
+    /// Checks a name given by a caller.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        check("volume name", text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// A fresh name: 32 hex digits.
+    pub fn random() -> Self {
+        Self(ContainerId::random().0)
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The identity of one process in a container, other than its main one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

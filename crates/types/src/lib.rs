@@ -9,6 +9,8 @@ mod digest;
 mod exit;
 mod id;
 mod log_limits;
+mod mount;
+mod network;
 mod operate;
 mod options;
 mod platform;
@@ -22,29 +24,39 @@ mod settings;
 mod size;
 mod state;
 mod terminal;
+mod uid_range;
 
 pub use chain::chain;
 pub use digest::Digest;
 pub use exit::{Exit, ExitReason};
-pub use id::{ContainerId, ContainerName, ExecId, VmId};
+pub use id::{ContainerId, ContainerName, ExecId, VmId, VolumeName};
 pub use log_limits::LogLimits;
+pub use mount::{
+    Consistency, Missing, MountFlag, MountLimits, MountOrigin, MountRequest, Propagation, VolumeContent,
+};
+pub use network::{
+    Attachment, BridgeName, Gateway, Ipv4Subnet, Ipv6Subnet, MacAddress, NetworkDefault, NetworkMode,
+    NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings, PortMapping, PortProtocol,
+    PublishedPort, RateLimits, Subnet,
+};
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
     CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
     LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
-    Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit,
+    StorageMedium, StorageOptions, Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit, VolumesFrom,
 };
 pub use platform::Platform;
 pub use pool_name::PoolName;
 pub use pull_policy::PullPolicy;
 pub use reference::ImageReference;
 pub use registry::{RegistryHost, RegistrySettings};
-pub use request::{BindMount, ContainerRequest, MountAccess, User};
+pub use request::{BindMount, ContainerRequest, MountAccess, User, VolumeLife, VolumeUse};
 pub use runtime_kind::{RuntimeChoice, RuntimeKind};
 pub use settings::{QemuAccel, RuntimeSettings};
 pub use size::{MemoryBytes, MemoryMib};
 pub use state::{ContainerState, Phase, PhaseMark};
 pub use terminal::TerminalSize;
+pub use uid_range::UidRange;
 
 /// A value from outside that is not what it claims to be. The message names the value and the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,8 +3,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ContainerName, ContainerOptions, ImageReference, MemoryBytes, ParseError, RuntimeChoice, TerminalSize,
-    string_newtype,
+    Consistency, ContainerName, ContainerOptions, ImageReference, MemoryBytes, MountLimits, ParseError,
+    Propagation, RuntimeChoice, TerminalSize, VolumeName, string_newtype,
 };
 
 /// What a caller asks for. Every field is what the user said; what it became is in the container's record.
@@ -116,6 +116,37 @@ pub struct BindMount {
     pub target: PathBuf,
     /// Whether it can be written.
     pub access: MountAccess,
+    /// What is not honoured in it.
+    #[serde(default)]
+    pub limits: MountLimits,
+    /// How soon the container sees what the host does to it, where the two do not share a kernel.
+    #[serde(default)]
+    pub consistency: Option<Consistency>,
+    /// Whether later mounts of the host appear in it.
+    #[serde(default)]
+    pub propagation: Propagation,
+    /// The volume that it is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeUse>,
+}
+
+/// A volume that a container has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Its name.
+    pub name: VolumeName,
+    /// Whether it is the container's own.
+    pub life: VolumeLife,
+}
+
+/// Whether a volume may go with its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeLife {
+    /// Somebody named it: it stays.
+    Named,
+    /// It was made for a container, and goes with it where that is asked for.
+    Anonymous,
 }
 
 impl BindMount {
@@ -132,7 +163,15 @@ impl BindMount {
                 && !text.contains(&0)
                 && !path.components().any(|part| part == Component::ParentDir)
         };
-        let mount = Self { source, target, access };
+        let mount = Self {
+            source,
+            target,
+            access,
+            limits: MountLimits::default(),
+            consistency: None,
+            propagation: Propagation::default(),
+            volume: None,
+        };
         if fine(&mount.source) && fine(&mount.target) && mount.target.components().count() > 1 {
             Ok(mount)
         } else {

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::MemoryMib;
+use crate::{MemoryMib, UidRange};
 
 /// How the runtimes of one pool are set up, with every default filled in.
 ///
@@ -21,13 +21,20 @@ pub struct RuntimeSettings {
     pub gvisor_extra_args: Vec<String>,
     /// Firecracker's program.
     pub firecracker_bin: PathBuf,
-    /// Firecracker's jailer.
+    /// Firecracker's jailer; [`RuntimeSettings::NO_JAILER`] for none.
     pub firecracker_jailer: PathBuf,
+    /// Whether Firecracker without its jailer counts as not working.
+    #[serde(default)]
+    pub require_jailer: bool,
+    /// Users that VMs run as, one for each; nothing else may use them.
+    #[serde(default)]
+    pub jail_uids: UidRange,
     /// One directory per VM lives here.
     pub firecracker_root: PathBuf,
     /// An uncompressed kernel image (ELF vmlinux).
     pub firecracker_kernel: PathBuf,
-    /// An initramfs that holds `beta9-vm-init` as `/init`; `initrd.img` beside the kernel where absent.
+    /// An initramfs that holds `beta9-vm-init` as `/init`. Where absent the worker makes one, and puts it here before a
+    /// runtime sees these settings; `initrd.img` beside the kernel is meant by whoever makes none.
     pub firecracker_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub firecracker_cpus: u8,
@@ -39,7 +46,7 @@ pub struct RuntimeSettings {
     pub qemu_accel: QemuAccel,
     /// An uncompressed kernel image (ELF vmlinux with a PVH entry).
     pub qemu_kernel: PathBuf,
-    /// An initramfs; `initrd.img` beside the kernel where absent.
+    /// As for Firecracker.
     pub qemu_initrd: Option<PathBuf>,
     /// vCPUs of a VM whose request has no CPU limit.
     pub qemu_cpus: u8,
@@ -49,6 +56,16 @@ pub struct RuntimeSettings {
     pub qemu_root: PathBuf,
     /// The vhost-user vsock device program that QEMU VMs use.
     pub vhost_device_vsock_bin: PathBuf,
+    /// The most that a container's writable layer holds, in bytes, where its request does not say. Where absent 8 GiB for
+    /// a VM's, and no limit for another's.
+    #[serde(default)]
+    pub storage_size: Option<u64>,
+    /// MiB that each disk of a VM may read and write in a second; 0 for no limit.
+    #[serde(default)]
+    pub disk_mib_per_second: u32,
+    /// Reads and writes of each disk of a VM in a second; 0 for no limit.
+    #[serde(default)]
+    pub disk_operations_per_second: u32,
     /// Whether guest consoles are turned on.
     pub debug: bool,
 }
@@ -82,8 +99,15 @@ impl QemuAccel {
 impl RuntimeSettings {
     /// The directory that holds the VMs when nothing is configured.
     pub const DEFAULT_MICROVM_ROOT: &'static str = "/var/lib/beta9/microvm";
+    /// In the place of a jailer: Firecracker runs without one.
+    pub const NO_JAILER: &'static str = "none";
     /// The kernel that VMs boot when nothing is configured.
     pub const DEFAULT_KERNEL: &'static str = "/var/lib/beta9/vmlinux";
+
+    /// Whether Firecracker is to run in a jail.
+    pub fn is_jailed(&self) -> bool {
+        self.firecracker_jailer != Path::new(Self::NO_JAILER)
+    }
 
     /// The initramfs for Firecracker VMs.
     pub fn firecracker_initrd(&self) -> PathBuf {
@@ -110,6 +134,8 @@ impl Default for RuntimeSettings {
             gvisor_extra_args: Vec::new(),
             firecracker_bin: "firecracker".into(),
             firecracker_jailer: "jailer".into(),
+            require_jailer: false,
+            jail_uids: UidRange::default(),
             firecracker_root: Self::DEFAULT_MICROVM_ROOT.into(),
             firecracker_kernel: Self::DEFAULT_KERNEL.into(),
             firecracker_initrd: None,
@@ -123,6 +149,9 @@ impl Default for RuntimeSettings {
             qemu_mem_mib: MemoryMib::DEFAULT,
             qemu_root: Self::DEFAULT_MICROVM_ROOT.into(),
             vhost_device_vsock_bin: "vhost-device-vsock".into(),
+            storage_size: None,
+            disk_mib_per_second: 0,
+            disk_operations_per_second: 0,
             debug: false,
         }
     }

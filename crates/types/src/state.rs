@@ -80,10 +80,18 @@ pub enum Phase {
     SupervisorStarted,
     /// Root file system and writable layer are in place.
     RootfsReady,
+    /// The container's network is connected, if it has one.
+    NetworkReady,
     /// The engine process runs (microVMs).
     EngineStarted,
+    /// The guest's kernel began to count time (microVMs).
+    GuestKernel,
+    /// The guest's kernel has booted and executed its init (microVMs).
+    GuestInit,
     /// The guest's PID 1 has dialled the host (microVMs).
     GuestReady,
+    /// The container's root file system is mounted in the guest (microVMs).
+    GuestMounted,
     /// The runtime has prepared the container and not yet executed its process.
     Created,
     /// The container's process runs.
@@ -101,8 +109,12 @@ impl Phase {
             Self::Requested => "requested",
             Self::SupervisorStarted => "supervisor_started",
             Self::RootfsReady => "rootfs_ready",
+            Self::NetworkReady => "network_ready",
             Self::EngineStarted => "engine_started",
+            Self::GuestKernel => "guest_kernel",
+            Self::GuestInit => "guest_init",
             Self::GuestReady => "guest_ready",
+            Self::GuestMounted => "guest_mounted",
             Self::Created => "created",
             Self::Running => "running",
             Self::Exited => "exited",

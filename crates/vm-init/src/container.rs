@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use beta9_sys::reaper::ChildExit;
 use beta9_types::{ContainerId, ExecId, TerminalSize};
-use beta9_wire::{ContainerSpec, FromGuest, GuestExit, MountSource, RootDisk};
+use beta9_wire::{ContainerSpec, FromGuest, GuestExit, GuestMoment, MountSource, RootDisk};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::container::disks::Disks;
@@ -30,7 +30,8 @@ use crate::container::streams::{Streams, Whose};
 use crate::failure::{Failure, Result};
 use crate::machine::Machine;
 use crate::stage::{Orders, Stage, set_size};
-use crate::{boot, report};
+use crate::timeline::Point;
+use crate::{boot, network, report};
 
 pub(crate) use crate::container::exec::{ExecOrder, fail as fail_exec};
 pub(crate) use crate::container::streams::Pipes;
@@ -115,8 +116,12 @@ pub(crate) fn own(
 impl Container {
     fn create(machine: &Machine, order: Order, sender: &SyncSender<Event>) -> Result<Self> {
         let Order { container: id, root, spec } = order;
+        if let Some(wanted) = &spec.network {
+            network::set_up(wanted)?;
+        }
         let place = std::path::Path::new(boot::CONTAINERS).join(id.as_str());
         let disks = Disks::mount(&place, &root, &machine.modules)?;
+        let mounted = Point::now();
         let group = Group::create(&id, &spec.resources)?;
         let shared = |mount: &beta9_wire::GuestMount| {
             matches!(mount.source, MountSource::SharedDirectory(_) | MountSource::SharedFile(..))
@@ -151,6 +156,8 @@ impl Container {
         });
         match shown {
             Ok((stage, terminal)) => {
+                let marks = vec![mounted.mark(GuestMoment::Mounted)];
+                machine.reports.send(&FromGuest::Reached { container: id, marks });
                 let execs = Execs::default();
                 Ok(Self { stage, terminal, execs, seccomp, streams, group, share, _disks: disks })
             }

@@ -9,7 +9,7 @@ use beta9_sys::vsock;
 use beta9_types::{ContainerId, chain};
 use beta9_wire::{CONTROL_PORT, Frame, FromGuest, PROTOCOL_VERSION, ToGuest, decode, encode, read_frame};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::report;
 
@@ -17,6 +17,10 @@ use crate::report;
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the host may leave a report unread before it counts as gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(20);
+/// Linux's own limit.
+const MAX_HOST_NAME: usize = 64;
+/// A clock that is off by less is left alone: so long a message may be on its way.
+const CLOCK_TOLERANCE: u64 = 20_000_000;
 /// How long any connection to the host may take to be made.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -84,9 +88,11 @@ fn greet(end: Instant) -> Result<(ContainerId, Requests, Reports), beta9_wire::E
     let mut requests = Requests(connection);
     match requests.next()? {
         ToGuest::Welcome { protocol: PROTOCOL_VERSION, sandbox, unix_ns, entropy } => {
-            set_clock(unix_ns);
-            if let Err(error) = beta9_sys::machine::add_entropy(entropy) {
-                report::warn(&chain(&error));
+            renew(unix_ns, entropy);
+            // For the kernel's own log: containers have names of their own.
+            let name = sandbox.as_str().as_bytes();
+            if let Err(error) = rustix::system::sethostname(&name[..name.len().min(MAX_HOST_NAME)]) {
+                report::warn(&format!("set the host name: {error}"));
             }
             set_socket_timeout(&requests.0, Timeout::Recv, None).map_err(io::Error::from)?;
             Ok((sandbox, requests, reports))
@@ -98,8 +104,21 @@ fn greet(end: Instant) -> Result<(ContainerId, Requests, Reports), beta9_wire::E
     }
 }
 
+/// Takes over what only the host has: the time, and randomness that no other machine has.
+pub(crate) fn renew(unix_ns: u64, entropy: [u8; 32]) {
+    set_clock(unix_ns);
+    if let Err(error) = beta9_sys::machine::add_entropy(entropy) {
+        report::warn(&chain(&error));
+    }
+}
+
 fn set_clock(unix_ns: u64) {
     const SECOND: u64 = 1_000_000_000;
+    let now = clock_gettime(ClockId::Realtime);
+    let now_ns = now.tv_sec.unsigned_abs().saturating_mul(SECOND).saturating_add(now.tv_nsec.unsigned_abs());
+    if now_ns.abs_diff(unix_ns) < CLOCK_TOLERANCE {
+        return;
+    }
     let (Ok(tv_sec), Ok(tv_nsec)) = (i64::try_from(unix_ns / SECOND), i64::try_from(unix_ns % SECOND)) else {
         return;
     };

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use beta9_sys::reaper::Reaper;
 use beta9_types::ContainerId;
-use beta9_wire::{FromGuest, StartFailure, ToGuest};
+use beta9_wire::{FromGuest, GuestMoment, StartFailure, ToGuest};
 
 use crate::container::{self, Event, ExecOrder, Order};
 use crate::control::{self, Reports, Requests};
 use crate::failure::Failure;
 use crate::modules::Modules;
+use crate::timeline::Point;
 use crate::{boot, operate, report};
 use beta9_types::chain;
 
@@ -38,10 +39,13 @@ pub(crate) struct Machine {
 
 /// Is PID 1. Does not return.
 pub(crate) fn run() -> ! {
+    let began = Point::now();
     std::panic::set_hook(Box::new(|panic| report::fatal(&panic.to_string().replace('\n', " "))));
     let modules = boot::boot().unwrap_or_else(|failure| report::fatal(&failure.message));
     let reaper = Reaper::start().unwrap_or_else(|error| report::fatal(&format!("start the reaper: {error}")));
-    let (_sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
+    let (sandbox, requests, reports) = control::dial().unwrap_or_else(|message| report::fatal(&message));
+    let marks = vec![Point::START.mark(GuestMoment::Kernel), began.mark(GuestMoment::Init)];
+    reports.send(&FromGuest::Reached { container: sandbox, marks });
     let machine =
         Arc::new(Machine { reports, reaper, modules, containers: Mutex::default(), gone: Condvar::new() });
     let lost = serve(&machine, requests);
@@ -73,6 +77,7 @@ fn serve(machine: &Arc<Machine>, mut requests: Requests) -> Option<String> {
             Ok(ToGuest::Resize { container, exec, size }) => {
                 machine.pass(&container, Event::Resize(exec, size));
             }
+            Ok(ToGuest::Renew { unix_ns, entropy }) => control::renew(unix_ns, entropy),
             Ok(ToGuest::Shutdown) => return None,
             Ok(ToGuest::Welcome { .. }) => return Some("a second welcome".to_owned()),
             Err(error) => return Some(chain(&error)),

@@ -21,9 +21,11 @@ mod failure;
 mod init;
 mod machine;
 mod modules;
+mod network;
 mod operate;
 mod report;
 mod stage;
+mod timeline;
 
 use std::process::ExitCode;
 

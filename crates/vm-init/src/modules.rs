@@ -44,6 +44,9 @@ impl Modules {
 
     /// Loads the bus drivers and then the driver of every device that is there.
     pub(crate) fn load_drivers(&self) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).directory.is_none() {
+            return;
+        }
         self.load("virtio_mmio");
         if fs::read_dir("/sys/bus/pci/devices").is_ok_and(|mut devices| devices.next().is_some()) {
             self.load("virtio_pci");

@@ -83,6 +83,13 @@ pub enum ToGuest {
         /// What to do.
         operation: Operation,
     },
+    /// Time went on without the guest, or the clocks drifted apart: the same as a part of `Welcome`, at any time.
+    Renew {
+        /// The host's wall clock, nanoseconds since the Unix epoch.
+        unix_ns: u64,
+        /// Fresh randomness from the host for the guest's pool.
+        entropy: [u8; 32],
+    },
 }
 
 /// What the guest says on the control connection.
@@ -158,6 +165,33 @@ pub enum FromGuest {
         /// How it went.
         outcome: Outcome,
     },
+    /// How far the guest had come, and how long ago. For people; nothing depends on it.
+    Reached {
+        /// For which container it did.
+        container: ContainerId,
+        /// What was reached since the last such message.
+        marks: Vec<GuestMark>,
+    },
+}
+
+/// Something that the guest reached on the way to a running container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestMoment {
+    /// The kernel's clock started.
+    Kernel,
+    /// The kernel has booted and executed its init.
+    Init,
+    /// The container's root file system is mounted.
+    Mounted,
+}
+
+/// When something was reached, as the guest's clock has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMark {
+    /// What was reached.
+    pub moment: GuestMoment,
+    /// How long before this message was sent, in microseconds.
+    pub ago_us: u32,
 }
 
 /// Why a container's process could not be executed.

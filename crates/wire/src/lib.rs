@@ -35,15 +35,18 @@ mod stream;
 
 pub use codec::{Error, Frame, FrameHeader, FrameKind, HEADER_LEN, MAX_BODY, MAX_DATA, decode, encode};
 pub use codec::{read_frame, write_data, write_message};
-pub use control::{FromGuest, GuestExit, RootDisk, StartFailure, ToGuest, WritableLayer};
+pub use control::{
+    FromGuest, GuestExit, GuestMark, GuestMoment, RootDisk, StartFailure, ToGuest, WritableLayer,
+};
 pub use operate::{CopyOpen, Operation, OperationFailure, Outcome};
 pub use process::{
-    Capabilities, ContainerSpec, GuestDevice, GuestMount, Identity, MountSource, Process, Resources, Rlimit,
+    Capabilities, ContainerSpec, GuestDevice, GuestMount, GuestNetwork, GuestRoute, Identity, MountSource,
+    Process, Resources, Rlimit,
 };
 pub use stream::{ShareOpen, StreamControl, StreamKind, StreamOpen};
 
 /// The version this build speaks. A host and a guest that differ part with a clear error.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// vsock port of the control connection.
 pub const CONTROL_PORT: u32 = 1024;

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use beta9_types::TerminalSize;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,32 @@ pub struct ContainerSpec {
     pub sysctls: Vec<(String, String)>,
     /// Device nodes beside those of every container.
     pub devices: Vec<GuestDevice>,
+    /// Its network interface, if it has one beside loopback.
+    pub network: Option<GuestNetwork>,
+}
+
+/// A network interface and what it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// The interface is the one with this Ethernet address.
+    pub mac: [u8; 6],
+    /// Longest packet.
+    pub mtu: u32,
+    /// Addresses, each with the length of its network's prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Routes in the order to add them in.
+    pub routes: Vec<GuestRoute>,
+}
+
+/// A way out of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRoute {
+    /// The lowest address of where to.
+    pub destination: IpAddr,
+    /// Bits of the prefix; 0 is everywhere else.
+    pub prefix: u8,
+    /// Through whom; absent for neighbours.
+    pub gateway: Option<IpAddr>,
 }
 
 /// A character device's node.

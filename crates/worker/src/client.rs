@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::api::container_service_client::ContainerServiceClient;
 use crate::api::image_service_client::ImageServiceClient;
+use crate::api::volume_service_client::VolumeServiceClient;
 use crate::api::worker_service_client::WorkerServiceClient;
 use crate::cli::{Failure, Global};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +27,7 @@ pub(crate) const SOCKET: &str = "worker.sock";
 pub(crate) struct Client {
     pub(crate) containers: ContainerServiceClient<Channel>,
     pub(crate) images: ImageServiceClient<Channel>,
+    pub(crate) volumes: VolumeServiceClient<Channel>,
     pub(crate) worker: WorkerServiceClient<Channel>,
 }
 
@@ -40,6 +42,7 @@ impl Client {
         Ok(Self {
             containers: ContainerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel.clone()),
+            volumes: VolumeServiceClient::new(channel.clone()),
             worker: WorkerServiceClient::new(channel),
         })
     }

@@ -6,6 +6,7 @@
 //! service  what a worker does             ─┘
 //!    ├─ pools     which runtime a request gets, decided once per pool
 //!    ├─ runtimes  whether a runtime works here
+//!    ├─ guest     the init of VMs, carried in this program
 //!    └─ spec      image and request → OCI runtime spec
 //! ```
 //!
@@ -16,7 +17,9 @@ mod cli;
 mod client;
 mod detach_keys;
 mod error;
+mod guest;
 mod metrics;
+mod mounts;
 mod point_in_time;
 mod pools;
 mod runtimes;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use beta9_config::{Attempt, Config, Pool, Selection, Step, messages};
 use beta9_types::{
-    LogLimits, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind, RuntimeSettings,
+    LogLimits, NetworkSettings, PoolName, RegistryHost, RegistrySettings, RuntimeChoice, RuntimeKind,
+    RuntimeSettings,
 };
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
@@ -99,6 +100,11 @@ impl Pools {
     /// How registries are reached.
     pub(crate) fn registries(&self) -> BTreeMap<RegistryHost, RegistrySettings> {
         self.config.registries()
+    }
+
+    /// The network of this worker's containers.
+    pub(crate) fn network(&self) -> &NetworkSettings {
+        self.config.network()
     }
 
     /// The most that images may take up on the disk.
@@ -225,6 +231,9 @@ async fn decide(root: &Path, pool: &Pool) -> Decision {
             Step::Ready(kind) => {
                 if let Some(working) = &working {
                     messages::initialized(kind, &shown(&pool.settings, &working.settings));
+                    for warning in &working.warnings {
+                        messages::warned(&pool.name, kind, warning);
+                    }
                 }
                 return Decision { selection, working };
             }
@@ -285,6 +294,7 @@ impl Decision {
                 cdi: working.capabilities.cdi,
             }),
             detail: self.working.as_ref().map(|working| working.detail.clone()).unwrap_or_default(),
+            warnings: self.working.as_ref().map(|working| working.warnings.clone()).unwrap_or_default(),
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::guest;
 use crate::service::{blocking, own_program};
 
 /// A probe has deadlines of its own; this one is for a probe that is stuck.
@@ -35,6 +36,8 @@ pub(crate) struct Working {
     pub(crate) capabilities: Capabilities,
     /// One line on what was found.
     pub(crate) detail: String,
+    /// What an operator should know although it works.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What the `probe` process answers on its stdout.
@@ -53,25 +56,33 @@ pub(crate) async fn create(root: &Path, kind: RuntimeKind, settings: &RuntimeSet
         RuntimeKind::Runc => {
             let settings = blocking(move || Runc::find(&wanted)).await?.map_err(failed)?;
             let detail = version(&settings.runc_bin).await?;
-            Ok(Working { settings, capabilities: beta9_oci::RUNC_CAPABILITIES, detail })
+            Ok(Working { settings, capabilities: beta9_oci::RUNC_CAPABILITIES, detail, warnings: Vec::new() })
         }
         RuntimeKind::Gvisor => {
             let settings = blocking(move || Gvisor::find(&wanted)).await?.map_err(failed)?;
             let detail =
                 format!("{}, platform {}", version(&settings.gvisor_bin).await?, settings.gvisor_platform);
-            Ok(Working { settings, capabilities: beta9_oci::GVISOR_CAPABILITIES, detail })
+            Ok(Working {
+                settings,
+                capabilities: beta9_oci::GVISOR_CAPABILITIES,
+                detail,
+                warnings: Vec::new(),
+            })
         }
         RuntimeKind::Firecracker | RuntimeKind::Qemu => {
-            let report = probe(root, kind, settings).await?;
-            let settings = report.settings(settings);
+            let place = root.to_owned();
+            let wanted = blocking(move || guest::complete(&place, kind, &wanted)).await??;
+            let report = probe(root, kind, &wanted).await?;
+            let settings = report.settings(&wanted);
             let detail = report.to_string();
-            Ok(Working { settings, capabilities: beta9_microvm::CAPABILITIES, detail })
+            let warnings = report.warnings;
+            Ok(Working { settings, capabilities: beta9_microvm::CAPABILITIES, detail, warnings })
         }
     }
 }
 
 /// The first line of `program --version`.
-async fn version(program: &Path) -> Result<String> {
+pub(crate) async fn version(program: &Path) -> Result<String> {
     let failed =
         |e| Error::caused(ErrorKind::Precondition, format!("run {} --version", program.display()), e);
     let output =
@@ -105,7 +116,10 @@ async fn probe(root: &Path, kind: RuntimeKind, settings: &RuntimeSettings) -> Re
             }
             Ok(report)
         }
-        Answer::Failed(message) => Err(Error::new(ErrorKind::Precondition, message)),
+        Answer::Failed(message) => {
+            let hint = guest::hint(kind, settings).unwrap_or_default();
+            Err(Error::new(ErrorKind::Precondition, format!("{message}{hint}")))
+        }
     }
 }
 

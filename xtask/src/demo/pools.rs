@@ -34,7 +34,7 @@ pub(super) fn config(place: &Path, guest: &Guest, tools: &Path) -> Result<String
     };
     let (root, vms, gvisor) =
         (quoted(&place.join("root"))?, quoted(&place.join("vms"))?, quoted(&place.join("gvisor"))?);
-    let (kernel, initrd) = (quoted(&guest.kernel)?, quoted(&guest.initramfs)?);
+    let kernel = quoted(&guest.kernel)?;
     let vsock = quoted(&tools.join("vhost-device-vsock"))?;
     Ok(format!(
         "\
@@ -56,10 +56,8 @@ worker:
       container_runtime_config: &vm
         firecracker_root: {vms}
         firecracker_kernel: {kernel}
-        firecracker_initrd: {initrd}
         qemu_root: {vms}
         qemu_kernel: {kernel}
-        qemu_initrd: {initrd}
         vhost_device_vsock_bin: {vsock}
     # Falls back to runc, which is the default, where Firecracker does not work.
     firecracker:

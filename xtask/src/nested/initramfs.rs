@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use beta9_guest::Archive;
 
-use crate::cpio::Archive;
 use crate::debian_kernel::DebianKernel;
 
 /// Modules without which the root cannot be mounted or the job's output not be carried out.

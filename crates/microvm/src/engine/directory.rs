@@ -1,4 +1,14 @@
 //! The one directory that holds everything of a VM.
+//!
+//! ```text
+//! <root>/<container id>/           root's alone
+//!   firecracker.log, console.log…  what the VM's programs said
+//!   user                           the number of the VM's user
+//!   run/                           QEMU's workplace: its sockets; the VM's user's
+//!   firecracker/<VM id>/root/run/  Firecracker's, in its jail
+//! ```
+//!
+//! An engine that is not confined works in the directory itself.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind as IoErrorKind;
@@ -10,17 +20,28 @@ use std::sync::Arc;
 use beta9_runtime::Result;
 use beta9_types::ContainerId;
 
+use super::user::{VmUser, hand_over};
 use crate::failed;
 
 /// `<root>/<container id>/`, open.
 ///
 /// Socket addresses hold 108 bytes, and a root can be any path. So nobody names a socket by its whole path: the
-/// engine runs inside the directory and uses relative names, and this process goes through the open directory
+/// engine runs inside its workplace and uses relative names, and this process goes through the open directory
 /// ([`VmDirectory::reach`]).
 #[derive(Debug, Clone)]
 pub(crate) struct VmDirectory {
     path: PathBuf,
     open: Arc<OwnedFd>,
+    workplace: Workplace,
+}
+
+/// Where the engine's sockets and pipes are.
+#[derive(Debug, Clone)]
+struct Workplace {
+    path: PathBuf,
+    open: Arc<OwnedFd>,
+    /// Whose it is; root's where absent.
+    user: Option<VmUser>,
 }
 
 /// Files that tell why a start failed; they outlive it.
@@ -39,28 +60,63 @@ impl VmDirectory {
         DirBuilder::new().recursive(true).mode(0o711).create(root).map_err(|e| failed("create", root, e))?;
         remove(&path)?;
         DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("create", &path, e))?;
-        let open = File::open(&path).map_err(|e| failed("open", &path, e))?;
-        Ok(Self { path, open: Arc::new(open.into()) })
+        let open = open(&path)?;
+        let workplace = Workplace { path: path.clone(), open: Arc::clone(&open), user: None };
+        Ok(Self { path, open, workplace })
+    }
+
+    /// Makes a workplace at `inside` the directory, for `user` alone.
+    pub(crate) fn with_workplace(self, inside: &Path, user: VmUser) -> Result<Self> {
+        let path = self.path.join(inside);
+        // Whoever is confined below resolves no path from outside, so the way there is root's alone.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|e| failed("create", &path, e))?;
+        hand_over(&path, user)?;
+        let workplace = Workplace { open: open(&path)?, path, user: Some(user) };
+        Ok(Self { workplace, ..self })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A short path to `name` in the directory, valid in this process as long as `self` lives.
-    pub(crate) fn reach(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.open.as_raw_fd()))
+    /// The directory of the engine's sockets.
+    pub(crate) fn workplace(&self) -> &Path {
+        &self.workplace.path
     }
 
-    /// Creates or empties a file.
+    /// Whom the VM's programs run as; root where absent.
+    pub(crate) fn user(&self) -> Option<VmUser> {
+        self.workplace.user
+    }
+
+    /// A short path to `name` in the workplace, valid in this process as long as `self` lives.
+    pub(crate) fn reach(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.workplace.open.as_raw_fd()))
+    }
+
+    /// Gives what is called `name` in the workplace to the VM's user.
+    pub(crate) fn hand_over(&self, name: &str) -> Result<()> {
+        self.user().map_or(Ok(()), |user| hand_over(&self.reach(name), user))
+    }
+
+    /// Creates or empties a file that no program of the VM reaches.
     pub(crate) fn file(&self, name: &str) -> Result<File> {
-        File::create(self.reach(name)).map_err(|e| failed("create", &self.path.join(name), e))
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", self.open.as_raw_fd()));
+        File::create(path).map_err(|e| failed("create", &self.path.join(name), e))
     }
 
     /// Records that the container's process was executed.
     pub(crate) fn mark_started(&self) -> Result<()> {
         self.file(STARTED).map(drop)
     }
+}
+
+fn open(path: &Path) -> Result<Arc<OwnedFd>> {
+    File::open(path).map(|file| Arc::new(file.into())).map_err(|e| failed("open", path, e))
 }
 
 /// Removes a VM's directory. After a failed start the logs stay, until [`remove`].

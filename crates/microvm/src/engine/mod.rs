@@ -2,6 +2,7 @@
 //! module knows which engine it is.
 //!
 //! ```text
+//! VmDirectory ──settle──▶ (a place and a user for the VM)
 //! VmConfig ──start──▶ Vm ──▶ ended (the VMM or a helper of it is gone)
 //!                      └─ stop: deadline, then SIGKILL
 //! ```
@@ -15,6 +16,8 @@ pub(crate) mod firecracker;
 mod process;
 pub(crate) mod qemu;
 mod socket;
+mod user;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,13 +25,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result, find_program};
 use beta9_sys::reaper::ChildExit;
-use beta9_types::VmId;
+use beta9_types::{MacAddress, RuntimeSettings, VmId};
 use rustix::process::Pid;
 
 pub(crate) use directory::{VmDirectory, clear, remove};
 pub(crate) use drain::{Tail, drain};
 pub(crate) use process::{Host, KILL_DEADLINE, Process, describe};
 pub(crate) use socket::Appearance;
+pub(crate) use user::{VmUser, check_shared, hand_over};
+pub(crate) use watchdog::Stuck;
 
 /// The vsock device's Unix socket in the VM's directory.
 pub(crate) const VSOCK: &str = "v.sock";
@@ -63,8 +68,38 @@ pub(crate) struct VmConfig {
     pub(crate) mem_mib: u32,
     /// `vda`, `vdb`, …
     pub(crate) drives: Vec<Drive>,
+    /// Its network interface, if it has one.
+    pub(crate) network: Option<NetworkDevice>,
+    /// For each of them.
+    pub(crate) disk_limit: DiskLimit,
     /// What the kernel says on its console.
     pub(crate) console: Console,
+}
+
+/// A network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkDevice {
+    /// The TAP device in the network namespace that the engine's programs join.
+    pub(crate) tap: String,
+    /// What the guest sees as its own address.
+    pub(crate) mac: MacAddress,
+}
+
+/// What a disk may do in a second; no limit where absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DiskLimit {
+    pub(crate) bytes: Option<u64>,
+    pub(crate) operations: Option<u64>,
+}
+
+impl DiskLimit {
+    pub(crate) fn of(settings: &RuntimeSettings) -> Self {
+        let some = |number: u32| Some(u64::from(number)).filter(|number| *number > 0);
+        Self {
+            bytes: some(settings.disk_mib_per_second).map(|mib| mib << 20),
+            operations: some(settings.disk_operations_per_second),
+        }
+    }
 }
 
 /// A file that is a disk.
@@ -119,6 +154,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Memory of the engine's processes beside the guest's own.
     fn overhead_mib(&self) -> u32;
 
+    /// Makes the place in a VM's directory that its programs will work in, before anything is put there.
+    fn settle(&self, directory: VmDirectory, id: &VmId) -> Result<VmDirectory>;
+
     /// Starts a VM; comes back when its processor runs. On failure nothing runs.
     async fn start(&self, config: &VmConfig, host: &Host) -> Result<Vm>;
 }
@@ -159,6 +197,8 @@ pub(crate) struct Vm {
     pub(crate) console: Tail,
     /// What the VMM says about itself.
     pub(crate) log: Tail,
+    /// Why it was killed, if it gave no sign of life.
+    pub(crate) stuck: Stuck,
 }
 
 impl Vm {
@@ -204,6 +244,9 @@ impl Vm {
 
     /// `message`, and what console and VMM said last.
     pub(crate) fn with_last_words(&self, mut message: String) -> String {
+        if let Some(reason) = self.stuck.reason() {
+            message.push_str(&format!("; {} was killed because {reason}", self.vmm.name()));
+        }
         for (whose, tail) in [("console", &self.console), (self.vmm.name(), &self.log)] {
             if let Some(excerpt) = tail.excerpt() {
                 message.push_str(&format!("; {whose}: {excerpt}"));

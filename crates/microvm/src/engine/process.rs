@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_runtime::{Error, ErrorKind, Result};
@@ -11,6 +12,8 @@ use beta9_sys::command::CommandExtra;
 use beta9_sys::reaper::{ChildExit, Reaper};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
+
+use crate::OwnProgram;
 
 /// How long a killed process may take to be gone. Only a process stuck in the kernel takes longer.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) cgroup: Cgroup,
     /// The network namespace they join; this process's own where absent.
     pub(crate) network: Option<PathBuf>,
+    /// This program, which confines others.
+    pub(crate) this: OwnProgram,
 }
 
 /// Output of a child, for a [`drain`](super::drain).
@@ -36,9 +41,34 @@ pub(crate) struct Outputs {
 pub(crate) struct Process {
     name: &'static str,
     pid: Pid,
+    reach: Reach,
+}
+
+/// A way to a process that does not own it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reach {
     /// Signals the process and never a later one of the same number.
-    handle: OwnedFd,
+    handle: Arc<OwnedFd>,
     ended: watch::Receiver<Option<ChildExit>>,
+}
+
+impl Reach {
+    /// Waits for its end. May be cancelled and repeated.
+    pub(crate) async fn ended(&self) -> ChildExit {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => exit,
+            // The reaper's table drops a callback only by calling it.
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Sends SIGKILL. Sending it to a process that has ended is fine.
+    pub(crate) fn kill(&self) {
+        if self.ended.borrow().is_none() {
+            let _ = pidfd_send_signal(self.handle.as_fd(), Signal::KILL);
+        }
+    }
 }
 
 impl Process {
@@ -74,7 +104,19 @@ impl Process {
             stdout: child.stdout.ok_or_else(lost)?.into(),
             stderr: child.stderr.ok_or_else(lost)?.into(),
         };
-        Ok((Self { name, pid: child.pid, handle, ended }, outputs))
+        Ok((Self { name, pid: child.pid, reach: Reach { handle: Arc::new(handle), ended } }, outputs))
+    }
+
+    /// Takes over a process that this one inherited, as a subreaper, from one that it started.
+    pub(crate) fn adopt(host: &Host, name: &'static str, pid: Pid) -> Result<Self> {
+        let (sender, ended) = watch::channel(None);
+        host.reaper.adopt(pid, move |exit| {
+            let _ = sender.send(Some(exit));
+        });
+        // The number stays the process's until the reaper has collected it, which `ended` tells of.
+        let handle = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| Error::caused(ErrorKind::Failed, format!("watch the {name} process"), e))?;
+        Ok(Self { name, pid, reach: Reach { handle: Arc::new(handle), ended } })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -85,21 +127,19 @@ impl Process {
         self.pid
     }
 
+    /// A way to it that may outlive this.
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach.clone()
+    }
+
     /// Waits for its end. May be cancelled and repeated.
     pub(crate) async fn ended(&self) -> ChildExit {
-        let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await.map(|exit| *exit) {
-            Ok(Some(exit)) => exit,
-            // The reaper's table drops a callback only by calling it.
-            _ => std::future::pending().await,
-        }
+        self.reach.ended().await
     }
 
     /// Sends SIGKILL. Sending it to a process that has ended is fine.
     pub(crate) fn kill(&self) {
-        if self.ended.borrow().is_none() {
-            let _ = pidfd_send_signal(self.handle.as_fd(), Signal::KILL);
-        }
+        self.reach.kill();
     }
 
     /// Kills it and waits until it is gone.

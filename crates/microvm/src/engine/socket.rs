@@ -19,7 +19,8 @@ pub(crate) struct Appearance {
 
 impl Appearance {
     pub(crate) fn of(directory: &VmDirectory, name: &'static str) -> Result<Self> {
-        let watch = |e| Error::caused(ErrorKind::Failed, format!("watch {}", directory.path().display()), e);
+        let watch =
+            |e| Error::caused(ErrorKind::Failed, format!("watch {}", directory.workplace().display()), e);
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
             .map_err(|e| watch(e.into()))?;
         inotify::add_watch(&events, directory.reach("."), inotify::WatchFlags::CREATE)

@@ -10,12 +10,13 @@ mod process;
 mod refusals;
 mod resources;
 mod seccomp;
+pub(crate) use seccomp::system_call_number;
 
 use std::path::Path;
 
 use beta9_runtime::{Error, ErrorKind, Result};
-use beta9_types::BindMount;
-use beta9_wire::{ContainerSpec, GuestDevice};
+use beta9_types::{Attachment, BindMount, Gateway};
+use beta9_wire::{ContainerSpec, GuestDevice, GuestNetwork, GuestRoute};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 pub(crate) use process::translate as translate_process;
@@ -35,6 +36,11 @@ pub(crate) enum Stdin {
     Closed,
     /// It is a stream.
     Open,
+}
+
+/// The number of a system call; `None` where this architecture has none of that name.
+pub(crate) fn call_number(name: &str) -> Option<i64> {
+    seccomp::numbers::number(name)
 }
 
 /// Translates a spec that [`refuse_unsupported`] let pass. Bind mounts must be among `binds`, whose positions are
@@ -62,7 +68,20 @@ pub(crate) fn translate(spec: &Spec, binds: &[BindMount], own: &Path, stdin: Std
         resources: resources::translate(spec)?,
         sysctls: sysctls(spec)?,
         devices: devices(spec)?,
+        network: None,
     })
+}
+
+/// What the guest is told about its interface.
+pub(crate) fn translate_network(attachment: &Attachment) -> GuestNetwork {
+    let route =
+        |way: &Gateway| GuestRoute { destination: way.destination, prefix: way.prefix, gateway: way.gateway };
+    GuestNetwork {
+        mac: attachment.mac.0,
+        mtu: attachment.mtu,
+        addresses: attachment.addresses.clone(),
+        routes: attachment.routes.iter().map(route).collect(),
+    }
 }
 
 /// Nodes of devices that the guest's kernel has, too.

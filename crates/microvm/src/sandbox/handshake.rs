@@ -89,17 +89,18 @@ async fn converse(
         Some(Received::Data(_)) => return Err(Violation::new("it began with data")),
         None => return Err(Violation::new("it closed the control connection without a greeting")),
     };
+    let (unix_ns, entropy) = renewal()?;
+    let welcome = ToGuest::Welcome { protocol: PROTOCOL_VERSION, sandbox: sandbox.clone(), unix_ns, entropy };
+    control.say(&welcome).await?;
+    Ok((control, GuestKernel(kernel)))
+}
+
+/// What a guest cannot have of its own: the time, and randomness that no other guest has.
+pub(super) fn renewal() -> std::result::Result<(u64, [u8; 32]), Violation> {
     let mut entropy = [0; 32];
     rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Violation::new(format!("no randomness for it: {e}")))?;
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let welcome = ToGuest::Welcome {
-        protocol: PROTOCOL_VERSION,
-        sandbox: sandbox.clone(),
-        // Nanoseconds since 1970 fit into 64 bits until 2554.
-        unix_ns: since_epoch.as_nanos() as u64,
-        entropy,
-    };
-    control.say(&welcome).await?;
-    Ok((control, GuestKernel(kernel)))
+    // Nanoseconds since 1970 fit into 64 bits until 2554.
+    Ok((since_epoch.as_nanos() as u64, entropy))
 }

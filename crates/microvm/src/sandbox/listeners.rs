@@ -36,7 +36,9 @@ impl Listeners {
     pub(crate) fn bind(directory: &VmDirectory) -> Result<Self> {
         let bind = |port: u32| {
             let name = format!("{VSOCK}_{port}");
-            bind(&directory.reach(&name)).map_err(|e| failed("listen at", &directory.path().join(name), e))
+            let listener = bind(&directory.reach(&name))
+                .map_err(|e| failed("listen at", &directory.workplace().join(&name), e))?;
+            directory.hand_over(&name).map(|()| listener)
         };
         let asynchronous = |listener: StdListener| {
             listener.set_nonblocking(true)?;

@@ -181,7 +181,8 @@ impl Sandbox {
         let copies = Arc::new(Copies::serve(copy, vm.dialer, container.clone()));
         let (requests, queue) = mpsc::channel(32);
         let (status, seen) = watch::channel(Status::default());
-        let owner = Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status);
+        let owner =
+            Owner::new(vm, control, stream, container, cgroup, deadlines, queue, status, marks.clone());
         tokio::spawn(owner.run());
         let numbers = Arc::default();
         let (answer_deadline, exec_deadline) = (deadlines.answer, deadlines.answer);

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use beta9_runtime::{Error, ErrorKind, Result, SignalTarget};
+use beta9_runtime::{Error, ErrorKind, Marks, Result, SignalTarget};
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{ContainerId, Exit, ExitReason};
-use beta9_wire::{FromGuest, GuestExit, Outcome, StreamKind, ToGuest, decode};
+use beta9_types::{ContainerId, Exit, ExitReason, Phase};
+use beta9_wire::{FromGuest, GuestExit, GuestMoment, Outcome, StreamKind, ToGuest, decode};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,6 +30,8 @@ const EPILOGUE: Duration = Duration::from_secs(2);
 const DISMISSAL: Duration = Duration::from_secs(60);
 /// Operations that may be under way; a guest that answers none is asked for no more.
 const MAX_OPERATIONS: usize = 64;
+/// How often a guest's clock is set by the host's: it has nobody else to ask, and clocks drift by seconds a day.
+const RENEWAL: Duration = Duration::from_secs(600);
 /// Longest message of a guest that is repeated to a user.
 const MAX_MESSAGE: usize = 2000;
 
@@ -93,6 +95,10 @@ pub(super) struct Owner {
     operations: HashMap<u32, oneshot::Sender<Result<Outcome>>>,
     window_began: Instant,
     messages: u32,
+    /// The container's timeline.
+    marks: Marks,
+    /// When the guest's clock is set again.
+    renewal: Instant,
 }
 
 impl Owner {
@@ -106,6 +112,7 @@ impl Owner {
         deadlines: Deadlines,
         requests: mpsc::Receiver<Request>,
         status: watch::Sender<Status>,
+        marks: Marks,
     ) -> Self {
         Self {
             vm,
@@ -124,6 +131,8 @@ impl Owner {
             operations: HashMap::new(),
             window_began: Instant::now(),
             messages: 0,
+            marks,
+            renewal: Instant::now() + RENEWAL,
         }
     }
 
@@ -181,6 +190,11 @@ impl Owner {
                 StreamEvent::Violation(violation) => Err(violation.into()),
             },
             () = expired => self.expire().await,
+            () = sleep_until(self.renewal) => {
+                self.renewal = Instant::now() + RENEWAL;
+                let (unix_ns, entropy) = super::handshake::renewal()?;
+                Ok(self.control.say(&ToGuest::Renew { unix_ns, entropy }).await?)
+            }
         }
     }
 
@@ -326,6 +340,17 @@ impl Owner {
             return Ok(());
         }
         self.count_message()?;
+        if let FromGuest::Reached { marks, .. } = message {
+            for mark in marks {
+                let phase = match mark.moment {
+                    GuestMoment::Kernel => Phase::GuestKernel,
+                    GuestMoment::Init => Phase::GuestInit,
+                    GuestMoment::Mounted => Phase::GuestMounted,
+                };
+                self.marks.reached(phase, Duration::from_micros(mark.ago_us.into()));
+            }
+            return Ok(());
+        }
         let Some(message) = self.hear_exec(message).await? else { return Ok(()) };
         match (message, std::mem::replace(&mut self.stage, Stage::Failed)) {
             (FromGuest::Created { .. }, Stage::Creating(reply, _)) => {
@@ -403,6 +428,7 @@ impl Owner {
             | FromGuest::Failed { container, .. }
             | FromGuest::Exited { container, .. }
             | FromGuest::Operated { container, .. }
+            | FromGuest::Reached { container, .. }
             | FromGuest::ExecStarted { container, .. }
             | FromGuest::ExecFailed { container, .. }
             | FromGuest::ExecExited { container, .. } => container,
@@ -523,6 +549,7 @@ fn name(message: &FromGuest) -> &'static str {
         FromGuest::Failed { .. } => "failed",
         FromGuest::Exited { .. } => "exited",
         FromGuest::Operated { .. } => "operated",
+        FromGuest::Reached { .. } => "how far it is",
         FromGuest::ExecStarted { .. } => "that a process started",
         FromGuest::ExecFailed { .. } => "that a process failed to start",
         FromGuest::ExecExited { .. } => "that a process exited",

@@ -22,7 +22,7 @@ use beta9_wire::{
 mod execs;
 
 use super::*;
-use crate::engine::{Host, Process, Tail, VSOCK, VmDirectory};
+use crate::engine::{Host, Process, Stuck, Tail, VSOCK, VmDirectory};
 use crate::guest_spec::{Stdin, translate};
 
 const QUICK: Deadlines = Deadlines {
@@ -97,10 +97,18 @@ impl Bench {
     fn vm(&self) -> Vm {
         let mut command = Command::new("sleep");
         command.arg("1000");
-        let host = Host { reaper: reaper(), cgroup: Cgroup::none(), network: None };
+        let this = crate::OwnProgram::default();
+        let host = Host { reaper: reaper(), cgroup: Cgroup::none(), network: None, this };
         let (vmm, _) = Process::spawn(&host, "sleep", command, Stdio::null()).unwrap();
         let dialer = rustix::process::getpid();
-        Vm { vmm, helpers: Vec::new(), dialer, console: Tail::default(), log: Tail::default() }
+        Vm {
+            vmm,
+            helpers: Vec::new(),
+            dialer,
+            console: Tail::default(),
+            log: Tail::default(),
+            stuck: Stuck::default(),
+        }
     }
 
     /// The verdict on a guest that greets, creates and starts a container and then does `rest`.

@@ -6,24 +6,25 @@ use std::path::{Path, PathBuf};
 
 use beta9_runtime::{Error, ErrorKind, Result};
 use beta9_types::MountAccess;
-use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
 };
 use rustix::process::{DumpableBehavior, Resource, Rlimit, pivot_root, set_dumpable_behavior, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities,
+};
 
-use super::ROOT;
+use super::exports::{Exports, MAX_EXPORTS};
 use super::server::Export;
+use super::{ROOT, calls};
 
-/// Where the exports are below the new root; the file system that is served.
+/// Where the exports are below the new root.
 const EXPORTS: &str = "exports";
 /// What a file server does in the name of the guest's users. Not among them: device nodes, tracing and mounting.
 /// `DAC_READ_SEARCH` is for hard links, which are made from an open file: before Linux 6.10 linkat(2) with
-/// `AT_EMPTY_PATH` needs it. It would also open files by handle, past the exports, which [`FORBIDDEN`] prevents.
+/// `AT_EMPTY_PATH` needs it. It would also open files by handle, past the exports, which [`calls`] prevents.
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -32,20 +33,16 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETFCAP);
-/// System calls that fail with EPERM whatever capabilities there are: open_by_handle_at(2) reaches every file of a
-/// file system that one export is on.
-const FORBIDDEN: [i64; 1] = [SYS_OPEN_BY_HANDLE_AT];
-/// Its number on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
-const SYS_OPEN_BY_HANDLE_AT: i64 = 304;
 /// Every file that the guest's kernel knows costs a descriptor here.
 const MAX_FILES: u64 = 1 << 20;
-
-/// The file system of the exports.
-pub(super) type Exports = PassthroughFs<()>;
 
 /// Builds a root with the exports, moves into it for good, and gives up every right that serving them does not need.
 pub(super) fn enter(exports: &[Export]) -> Result<Exports> {
     check_namespaces()?;
+    if exports.len() > MAX_EXPORTS {
+        let text = format!("{} mounts are more than the {MAX_EXPORTS} that a file server has", exports.len());
+        return Err(Error::new(ErrorKind::Failed, text));
+    }
     // Opened before anything is mounted, so that no mount below hides one of them.
     let opened = exports.iter().map(open_export).collect::<Result<Vec<_>>>()?;
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
@@ -68,7 +65,11 @@ pub(super) fn enter(exports: &[Export]) -> Result<Exports> {
     let own_files = root.join("proc/self/fd");
     fs::create_dir_all(&own_files).map_err(|e| crate::failed("create", &own_files, e))?;
     mount_bind("/proc/self/fd", &own_files).map_err(|e| step("show this process its files", e))?;
-    let exports = passthrough()?;
+    // While `/proc` is still there; it keeps open what it needs of it.
+    let places = exports.iter().enumerate();
+    let roots = places.map(|(index, export)| (format!("/{EXPORTS}/{index}"), export.consistency));
+    let exports = Exports::prepare(roots)
+        .map_err(|e| Error::caused(ErrorKind::Failed, "prepare the file server", e))?;
     mount_remount(root, read_only(MountFlags::BIND), "").map_err(|e| step("make the root read-only", e))?;
     change_root(root)?;
     exports.import().map_err(|e| Error::caused(ErrorKind::Failed, "open the exports", e))?;
@@ -85,13 +86,13 @@ fn read_only(flags: MountFlags) -> MountFlags {
 }
 
 /// What follows would take the parent's own mounts away if this process shared its namespace.
-fn check_namespaces() -> Result<()> {
+pub(crate) fn check_namespaces() -> Result<()> {
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     for kind in ["mnt", "net"] {
         let of = |process: String| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
         let (own, parents) = (of("self".to_owned()), of(parent.to_string()));
         if own.is_none() || own == parents {
-            let text = format!("the file server was not started in a {kind} namespace of its own");
+            let text = format!("this program was not started in a {kind} namespace of its own");
             return Err(Error::new(ErrorKind::Failed, text));
         }
     }
@@ -166,23 +167,6 @@ fn mount_of(line: &str) -> Option<(PathBuf, &str)> {
     Some((point.into(), options))
 }
 
-/// Made while `/proc` is still there; it keeps open what it needs of it.
-fn passthrough() -> Result<Exports> {
-    let never = std::time::Duration::ZERO;
-    let config = Config {
-        root_dir: format!("/{EXPORTS}"),
-        entry_timeout: never,
-        attr_timeout: never,
-        cache_policy: CachePolicy::Never,
-        writeback: false,
-        xattr: true,
-        allow_direct_io: false,
-        do_import: true,
-        ..Config::default()
-    };
-    PassthroughFs::new(config).map_err(|e| Error::caused(ErrorKind::Failed, "prepare the file server", e))
-}
-
 /// The old root is stacked under the new one and then let go.
 fn change_root(root: &Path) -> Result<()> {
     rustix::process::chdir(root).map_err(|e| step("enter the root", e))?;
@@ -203,7 +187,11 @@ fn give_up_rights() -> Result<()> {
         .map_err(|e| step("forbid core files", e))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| step("forbid tracing", e))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| step("forbid new privileges", e))?;
-    forbid_calls()?;
+    calls::forbid()?;
+    // What the guest's users may do the guest's kernel has decided, with all of their groups; this host knows one group of
+    // each. So acting in a user's name decides whose a new file is, and takes no right away.
+    let steady = CapabilitiesSecureBits::NO_SETUID_FIXUP | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
+    rustix::thread::set_capabilities_secure_bits(steady).map_err(|e| step("keep capabilities", e))?;
     for capability in CapabilitySet::all().difference(KEPT).iter() {
         // The kernel does not know every one that this library does.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
@@ -213,43 +201,9 @@ fn give_up_rights() -> Result<()> {
     set_capabilities(None, sets).map_err(|e| step("drop capabilities", e))
 }
 
-/// Only this thread is filtered; the workers that it starts later inherit the filter.
-fn forbid_calls() -> Result<()> {
-    let failed = |e: seccompiler::Error| Error::caused(ErrorKind::Failed, "filter system calls", e);
-    let rules = FORBIDDEN.map(|number| (number, Vec::new())).into_iter().collect();
-    let refuse = SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error().unsigned_abs());
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64)
-        .map_err(|e| failed(e.into()))?;
-    let program = BpfProgram::try_from(filter).map_err(|e| failed(e.into()))?;
-    seccompiler::apply_filter(&program).map_err(failed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_cannot_be_opened_by_handle() {
-        // Programs inherit the filter of the thread that starts them; perl is in every Debian.
-        let errno = || {
-            let script = format!("syscall({SYS_OPEN_BY_HANDLE_AT}, -1, 0, 0); print $! + 0");
-            let mut perl = std::process::Command::new("perl");
-            let mut child = perl.args(["-e", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-            let mut said = String::new();
-            std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut said).unwrap();
-            // The reaper of another test may have collected it.
-            let _ = child.wait();
-            said.parse::<i32>().unwrap()
-        };
-        let refused = rustix::io::Errno::PERM.raw_os_error();
-        assert_ne!(errno(), refused, "without the filter only the arguments are wrong");
-        let filtered = std::thread::spawn(move || {
-            rustix::thread::set_no_new_privs(true).unwrap();
-            forbid_calls().unwrap();
-            errno()
-        });
-        assert_eq!(filtered.join().unwrap(), refused);
-    }
 
     #[test]
     fn mount_points_are_unescaped() {

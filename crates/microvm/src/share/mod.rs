@@ -9,13 +9,19 @@
 //! there, whatever the server does), with the few capabilities a file server needs. It starts while the guest
 //! boots and ends with the guest's connection.
 //!
-//! What the guest sees of export `i` is `/<i>`; for a file, a directory that holds only that file. Nothing is
-//! cached on the guest's side: attributes and names are asked for again each time, writes go through. Not shared
-//! across the boundary: inotify events of the host's making, locks, `MAP_SHARED` mappings.
+//! What the guest sees of export `i` is `/<i>`; for a file, a directory that holds only that file. What it may cache is
+//! the mount's [consistency](Consistency): nothing, where names and attributes are asked for again each time and data goes
+//! past the guest's page cache; or what it read, for a second, which is the rule for read-only mounts. Writes are never
+//! held back. Not shared across the boundary: inotify events of the host's making, locks, and, where nothing is cached,
+//! `MAP_SHARED` mappings.
 
+mod calls;
 mod confine;
+mod exports;
 mod server;
 mod session;
+
+pub(crate) use confine::check_namespaces;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -25,7 +31,7 @@ use std::time::Duration;
 
 use beta9_runtime::{Error, ErrorKind, Result};
 use beta9_sys::command::{CommandExtra, Namespace};
-use beta9_types::{BindMount, ContainerId, MountAccess};
+use beta9_types::{BindMount, Consistency, ContainerId, MountAccess};
 use rustix::process::Pid;
 
 use crate::engine::{Host, Process, Tail, VmDirectory, describe, drain};
@@ -37,6 +43,8 @@ const SHARE_LOG: &str = "share.log";
 const ROOT: &str = "share";
 /// What the server says when the exports are in place.
 const READY: &str = "ready";
+/// After the access of an export whose guest may go by what it knows for a moment.
+const CACHED: &str = "+cached";
 /// How long setting up may take: a handful of mounts.
 const READY_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -78,7 +86,7 @@ impl Share {
         command.args(&program.arguments).arg(container.as_str());
         command.arg(dialer.as_raw_nonzero().to_string());
         for mount in mounts {
-            command.arg(access_word(mount.access)).arg(&mount.source);
+            command.arg(words(mount)).arg(&mount.source);
         }
         command.current_dir(directory.path()).env_clear();
         command.unshare(&[Namespace::Mount, Namespace::Network]);
@@ -117,9 +125,14 @@ impl Share {
     }
 }
 
-fn access_word(access: MountAccess) -> &'static str {
-    match access {
-        MountAccess::ReadOnly => "ro",
-        MountAccess::ReadWrite => "rw",
+/// How an export is asked for. What the container cannot write it may know for a second.
+fn words(mount: &BindMount) -> String {
+    let (access, usual) = match mount.access {
+        MountAccess::ReadOnly => ("ro", Consistency::Cached),
+        MountAccess::ReadWrite => ("rw", Consistency::Consistent),
+    };
+    match mount.consistency.unwrap_or(usual) {
+        Consistency::Cached => format!("{access}{CACHED}"),
+        Consistency::Consistent => access.to_owned(),
     }
 }

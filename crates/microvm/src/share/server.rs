@@ -1,6 +1,6 @@
 //! The file server's process, from its arguments to its end.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use beta9_runtime::{Error, ErrorKind, Result};
-use beta9_types::{ContainerId, MountAccess};
+use beta9_types::{Consistency, ContainerId, MountAccess};
 use beta9_wire::{Frame, ShareOpen, decode, read_frame};
 use rustix::net::sockopt::socket_peercred;
 
-use super::{READY, confine, session};
+use super::{CACHED, READY, confine, session};
 
 /// How long a connection may take to say whose mounts it wants.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,6 +24,7 @@ const MAX_STRANGERS: u32 = 64;
 pub(super) struct Export {
     pub(super) path: PathBuf,
     pub(super) access: MountAccess,
+    pub(super) consistency: Consistency,
 }
 
 /// What the server was started for.
@@ -57,18 +58,24 @@ fn broken(error: std::io::Error) -> Error {
 }
 
 fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Arguments> {
-    let usage = || Error::new(ErrorKind::Failed, "usage: share CONTAINER PID (ro|rw PATH)...");
+    let usage = || Error::new(ErrorKind::Failed, "usage: share CONTAINER PID ((ro|rw)[+cached] PATH)...");
     let mut text = || args.next().and_then(|arg| arg.into_string().ok()).ok_or_else(usage);
     let container = ContainerId::parse(&text()?).map_err(|_| usage())?;
     let dialer = text()?.parse().map_err(|_| usage())?;
     let mut exports = Vec::new();
-    while let Some(access) = args.next() {
-        let access = match access.as_os_str() {
-            word if word == OsStr::new("ro") => MountAccess::ReadOnly,
-            word if word == OsStr::new("rw") => MountAccess::ReadWrite,
+    while let Some(word) = args.next() {
+        let word = word.into_string().map_err(|_| usage())?;
+        let (access, consistency) = match word.strip_suffix(CACHED) {
+            Some(access) => (access, Consistency::Cached),
+            None => (word.as_str(), Consistency::Consistent),
+        };
+        let access = match access {
+            "ro" => MountAccess::ReadOnly,
+            "rw" => MountAccess::ReadWrite,
             _ => return Err(usage()),
         };
-        exports.push(Export { path: args.next().ok_or_else(usage)?.into(), access });
+        let path = args.next().ok_or_else(usage)?.into();
+        exports.push(Export { path, access, consistency });
     }
     Ok(Arguments { container, dialer, exports })
 }
@@ -106,10 +113,12 @@ mod tests {
     #[test]
     fn arguments_are_read_strictly() {
         let read = |text: &str| parse(text.split(' ').map(OsString::from));
-        let arguments = read("c1 42 ro /a rw /b").unwrap();
+        let arguments = read("c1 42 ro+cached /a rw /b").unwrap();
         assert_eq!((arguments.dialer, arguments.exports.len()), (42, 2));
-        assert_eq!(arguments.exports[0].access, MountAccess::ReadOnly);
-        for bad in ["", "c1", "c1 x", "../c 1", "c1 1 ro", "c1 1 xx /a"] {
+        let of = |export: &Export| (export.access, export.consistency);
+        assert_eq!(of(&arguments.exports[0]), (MountAccess::ReadOnly, Consistency::Cached));
+        assert_eq!(of(&arguments.exports[1]), (MountAccess::ReadWrite, Consistency::Consistent));
+        for bad in ["", "c1", "c1 x", "../c 1", "c1 1 ro", "c1 1 xx /a", "c1 1 ro+x /a"] {
             assert!(read(bad).is_err(), "{bad:?} was accepted");
         }
     }

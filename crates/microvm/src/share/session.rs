@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, SeekFrom, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,8 +20,10 @@ use beta9_runtime::{Error, ErrorKind, Result};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 
-use super::confine::Exports;
+use super::calls;
+use super::exports::Exports;
 
 /// A slow operation stalls one worker.
 const WORKERS: usize = 4;
@@ -30,8 +33,11 @@ const QUEUE: usize = 8;
 const HEADER: usize = 40;
 /// The largest write, with its headers.
 const MAX_MESSAGE: usize = (1 << 20) + 4096;
-/// `FUSE_LOOKUP` (linux/fuse.h).
+/// `FUSE_LOOKUP` and `FUSE_INIT` (linux/fuse.h).
 const LOOKUP: u32 = 1;
+const INIT: u32 = 26;
+/// `FUSE_FORGET`, `FUSE_INTERRUPT` and `FUSE_BATCH_FORGET`: nobody waits for an answer.
+const UNANSWERED: [u32; 3] = [2, 36, 42];
 
 /// Serves until the guest's connection ends.
 pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
@@ -40,7 +46,7 @@ pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
     let (queue, replies) = (Mutex::new(queue), Mutex::new(connection));
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| work(&server, &queue, &replies))).collect();
-        let read = read_requests(connection, requests);
+        let read = calls::allow_serving().and_then(|()| read_requests(connection, requests));
         // The workers end when the queue does; the guest's connection decides when that is.
         let worked = workers.into_iter().map(|worker| {
             worker
@@ -51,8 +57,9 @@ pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
     })
 }
 
-/// Reads whole requests until the connection ends between two.
+/// Reads whole requests until the connection ends between two. The first must begin, and no other may.
 fn read_requests(mut connection: &UnixStream, requests: SyncSender<Vec<u8>>) -> Result<()> {
+    let mut has_begun = false;
     loop {
         let mut header = [0; HEADER];
         match connection.read_exact(&mut header) {
@@ -72,9 +79,14 @@ fn read_requests(mut connection: &UnixStream, requests: SyncSender<Vec<u8>>) -> 
         connection
             .read_exact(&mut request[HEADER..])
             .map_err(|e| Error::caused(ErrorKind::Failed, "read from the guest", e))?;
+        let broken =
+            |text: &str| Error::new(ErrorKind::Failed, format!("the guest broke the protocol: {text}"));
+        if (field(&request, 4) == INIT) == has_begun {
+            return Err(broken("it began twice, or not at all"));
+        }
+        has_begun = true;
         if climbs(&request) {
-            let text = "the guest broke the protocol: it looked up a name that leads upward";
-            return Err(Error::new(ErrorKind::Failed, text));
+            return Err(broken("it looked up a name that leads upward"));
         }
         if requests.send(request).is_err() {
             return Ok(());
@@ -102,31 +114,48 @@ fn work(
     let mut reply = File::from(reply);
     let mut scratch = vec![0; MAX_MESSAGE];
     let mut outgoing = Vec::new();
+    calls::allow_serving()?;
     loop {
         let request = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(mut request) = request else { return Ok(()) };
         reply.rewind().map_err(failed)?;
-        answer(server, &mut request, &reply, &mut scratch);
+        let is_understood = answer(server, &mut request, &reply, &mut scratch);
         let length = reply.stream_position().map_err(failed)?;
-        if length == 0 {
+        outgoing.clear();
+        if length > 0 {
+            reply.seek(SeekFrom::Start(0)).map_err(failed)?;
+            (&reply).take(length).read_to_end(&mut outgoing).map_err(failed)?;
+        } else if !is_understood && !UNANSWERED.contains(&field(&request, 4)) {
+            // Whoever sent it waits for an answer.
+            outgoing.extend_from_slice(&not_understood(&request));
+        } else {
             continue;
         }
-        outgoing.clear();
-        reply.seek(SeekFrom::Start(0)).map_err(failed)?;
-        (&reply).take(length).read_to_end(&mut outgoing).map_err(failed)?;
-        let mut connection = *replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = replies.lock().unwrap_or_else(PoisonError::into_inner);
         if connection.write_all(&outgoing).is_err() {
-            // The guest is gone; the reader sees it too.
+            // The guest is gone; the reader sees it too, once there is room for what it has read.
+            let _ = connection.shutdown(Shutdown::Both);
+            drop(connection);
+            while queue.lock().unwrap_or_else(PoisonError::into_inner).recv().is_ok() {}
             return Ok(());
         }
     }
 }
 
-/// What cannot be decoded is answered with an error by the library, or not at all.
-fn answer(server: &Server<Exports>, request: &mut [u8], reply: &File, scratch: &mut [u8]) {
-    let Ok(reader) = Reader::<()>::from_fuse_buffer(FuseBuf::new(request)) else { return };
-    let Ok(writer) = FuseDevWriter::<()>::new(reply.as_raw_fd(), scratch) else { return };
-    let _ = server.handle_message(reader, Writer::from(writer), None, None);
+/// Whether the request could be understood. What could not is answered with an error by the library, or not at all.
+fn answer(server: &Server<Exports>, request: &mut [u8], reply: &File, scratch: &mut [u8]) -> bool {
+    let Ok(reader) = Reader::<()>::from_fuse_buffer(FuseBuf::new(request)) else { return false };
+    let Ok(writer) = FuseDevWriter::<()>::new(reply.as_raw_fd(), scratch) else { return false };
+    server.handle_message(reader, Writer::from(writer), None, None).is_ok()
+}
+
+/// `struct fuse_out_header` with EIO.
+fn not_understood(request: &[u8]) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&16u32.to_le_bytes());
+    header[4..8].copy_from_slice(&(-Errno::IO.raw_os_error()).to_le_bytes());
+    header[8..].copy_from_slice(&request[8..16]);
+    header
 }
 
 #[cfg(test)]
@@ -149,6 +178,22 @@ mod tests {
             assert!(!climbs(&request(LOOKUP, name)), "{name:?}");
         }
         assert!(!climbs(&request(16, b"..\0")), "only lookups carry a name there");
+    }
+
+    #[test]
+    fn a_guest_begins_once_and_first() {
+        for order in [&[LOOKUP][..], &[INIT, INIT], &[INIT, 3, INIT]] {
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            for opcode in order {
+                let mut request = request(*opcode, b"");
+                request[..4].copy_from_slice(&(HEADER as u32).to_le_bytes());
+                guest.write_all(&request).unwrap();
+            }
+            drop(guest);
+            let (requests, _queue) = sync_channel(8);
+            let error = read_requests(&host, requests).unwrap_err();
+            assert!(error.to_string().contains("began"), "{order:?}: {error}");
+        }
     }
 
     #[test]

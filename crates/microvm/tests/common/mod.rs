@@ -104,16 +104,22 @@ impl Fixture {
     }
 
     pub(crate) fn runtime(&self) -> Microvm {
-        let share = std::env::current_exe().unwrap().parent().unwrap().join("../examples/share");
+        let share = program();
         Microvm::new(self.kind, &self.settings, self.reaper.clone())
             .unwrap()
-            .with_share_program(share, Vec::new())
+            .with_share_program(share.clone(), Vec::new())
+            .with_own_program(share)
     }
 
     /// Where the VM of `id` lives.
     pub(crate) fn vm_directory(&self, id: &ContainerId) -> PathBuf {
         self.root.join("vms").join(id.as_str())
     }
+}
+
+/// What stands in for the worker's own program.
+pub(crate) fn program() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().join("../examples/share")
 }
 
 /// Removes what earlier runs left: a fixture lives as long as its process, which has no end of its own to do it at.
@@ -233,11 +239,13 @@ impl<'a> Story<'a> {
                 image: self.fixture.image.clone(),
                 format: "erofs".into(),
                 scratch: Some(scratch.clone()),
+                memory_layer_bytes: None,
             },
             mounts: self.mounts.clone(),
             stdio: ContainerStdio { stdin: Some(stdin), stdout, stderr, terminal: None },
             cgroup: cgroup.clone(),
             marks: marks.clone(),
+            network: None,
         };
         let created = timeout(DEADLINE, runtime.create(request)).await.unwrap();
         let running = created.map(|container| Running {

@@ -102,7 +102,7 @@ pub(super) fn is_killed_while_cleaning_up(runtime: RuntimeKind) -> Result<()> {
 }
 
 /// Starts a container in the background, and says where its traces will be as soon as it has a directory.
-fn begin<'w, 'a>(
+pub(super) fn begin<'w, 'a>(
     world: &'w World<'a>,
     site: &Site,
     runtime: RuntimeKind,
@@ -124,7 +124,7 @@ fn is_lost(container: &Container<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-fn supervisor(site: &Site, container: &Container<'_, '_>) -> Result<rustix::process::Pid> {
+pub(super) fn supervisor(site: &Site, container: &Container<'_, '_>) -> Result<rustix::process::Pid> {
     let directory = site.root().join("containers").join(&container.id);
     processes::appears(&format!("supervise\0{}", directory.display()))
 }

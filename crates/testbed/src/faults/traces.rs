@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runc, gVisor   supervisor.sock ─▶ rootfs ─▶ bundle ─▶ oci.pid ─▶ running
-//! a VM           supervisor.sock ─▶ scratch.ext4 ─▶ v.sock_1024 ─▶ the engine's log ─▶ started ─▶ running
+//! a VM           supervisor.sock ─▶ scratch.ext4 ─▶ QEMU's workplace ─▶ the engine's log ─▶ started ─▶ running
 //! ```
 //!
 //! Inotify tells of each within microseconds. A fault hit its step if the next one's trace never came.
@@ -95,7 +95,7 @@ pub(super) fn start(runtime: RuntimeKind) -> &'static [Trace] {
         RuntimeKind::Qemu => &[
             Container("supervisor.sock"),
             Container("scratch.ext4"),
-            Vm("v.sock_1024"),
+            Vm("run"),
             Vm("qemu.log"),
             Vm("started"),
             RUNNING,
@@ -103,7 +103,6 @@ pub(super) fn start(runtime: RuntimeKind) -> &'static [Trace] {
         RuntimeKind::Firecracker => &[
             Container("supervisor.sock"),
             Container("scratch.ext4"),
-            Vm("v.sock_1024"),
             Vm("firecracker.log"),
             Vm("started"),
             RUNNING,

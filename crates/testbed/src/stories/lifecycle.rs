@@ -188,6 +188,13 @@ fn the_timeline_shows_every_phase(world: &World<'_>) -> Result<()> {
     for phase in ["supervisor_started", "rootfs_ready", "created", "running", "exited", "cleaned"] {
         ensure!(names.contains(&phase), "phase {phase} is missing in {names:?}");
     }
+    if world.runtime().is_microvm() {
+        let boot: Vec<_> = names.iter().filter(|name| name.starts_with("guest_")).collect();
+        ensure!(
+            boot == [&"guest_kernel", &"guest_init", &"guest_ready", &"guest_mounted"],
+            "the guest's: {boot:?}"
+        );
+    }
     ensure!(marks.is_sorted_by_key(|mark| mark["at_us"].as_u64()), "times go backwards: {known:#}");
     let drawn = container.run(&["inspect", "--timeline"])?.ends_with(0)?;
     ensure!(drawn.out().contains("request to running"), "no timeline was drawn\n{drawn}");

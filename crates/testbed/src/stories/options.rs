@@ -146,7 +146,10 @@ fn kernel_settings_of_the_container(world: &World<'_>) -> Result<()> {
 }
 
 fn hosts_and_name_servers(world: &World<'_>) -> Result<()> {
+    // With an address of its own its name has that.
     let flags = [
+        "--network",
+        "none",
         "--hostname",
         "box",
         "--add-host",

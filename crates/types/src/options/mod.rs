@@ -5,6 +5,7 @@ mod life;
 mod limits;
 mod names;
 mod security;
+mod storage;
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,9 @@ pub use life::{RestartPolicy, SignalNumber};
 pub use limits::{CpuSet, MemorySwap, Throttle, ThrottleKind, Ulimit};
 pub use names::HostEntry;
 pub use security::{CapabilityName, SeccompChoice, Sysctl};
+pub use storage::{StorageMedium, StorageOptions, VolumesFrom};
 
-use crate::MemoryBytes;
+use crate::{MemoryBytes, MountRequest, NetworkOptions};
 
 /// Everything optional, grouped by what it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,6 +34,8 @@ pub struct ContainerOptions {
     pub names: NameOptions,
     /// How it lives and ends.
     pub life: LifeOptions,
+    /// Its network.
+    pub network: NetworkOptions,
 }
 
 /// The process.
@@ -88,6 +92,12 @@ pub struct LimitOptions {
 pub struct FileOptions {
     /// Whether the root file system is read-only.
     pub read_only: bool,
+    /// Host paths and volumes as they were asked for.
+    pub mounts: Vec<MountRequest>,
+    /// Containers whose mounts it gets, too.
+    pub volumes_from: Vec<VolumesFrom>,
+    /// Where the writable layer is kept.
+    pub storage: StorageOptions,
     /// Memory file systems.
     pub tmpfs: Vec<TmpfsMount>,
     /// Size of `/dev/shm` in bytes; 64 MiB where absent.

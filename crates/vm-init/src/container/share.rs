@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
@@ -26,6 +27,11 @@ use crate::report;
 const MAX_MESSAGE: usize = (1 << 20) + 4096;
 /// `struct fuse_out_header`: length, error, unique.
 const OUT_HEADER: usize = 16;
+
+/// Every file that this kernel knows costs the host's file server a descriptor and memory. So when there are many, it is
+/// told to forget those that nobody uses; how many there are is looked at once in so many requests.
+const MOST_FILES: u64 = 16_384;
+const FORGET_EVERY: u32 = 512;
 
 /// The mounted share of one container. Dropping it unmounts it and ends the relay.
 pub(super) struct Share {
@@ -57,7 +63,17 @@ impl Share {
         );
         spawn("share-requests", move || requests(device, host))?;
         spawn("share-replies", move || replies(host_too, device_too))?;
+        // Not before: what is asked of the mount is answered by these.
+        share.read_ahead();
         Ok(share)
+    }
+
+    /// Has the kernel read as far ahead as one request carries, where an export lets it keep what it reads.
+    fn read_ahead(&self) {
+        let Ok(stat) = rustix::fs::stat(&self.path) else { return };
+        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+        // Without it reading is slower, and nothing else.
+        let _ = fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), "1024");
     }
 
     /// Where it is mounted.
@@ -97,7 +113,23 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
 /// Passes the kernel's requests on until the share is unmounted or the host has closed it.
 fn requests(mut device: File, mut host: File) {
     let mut buffer = vec![0; MAX_MESSAGE];
+    let mut passed = 0u32;
     loop {
+        passed = passed.wrapping_add(1);
+        if passed.is_multiple_of(FORGET_EVERY)
+            && knows_many_files()
+            && !FORGETTING.swap(true, Ordering::Relaxed)
+        {
+            // A thread of its own: forgetting may take an answer of the host's, which comes for what this one sends.
+            let forgetting = spawn("share-forget", || {
+                const NAMES_AND_FILES: &str = "2";
+                let _ = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_FILES);
+                FORGETTING.store(false, Ordering::Relaxed);
+            });
+            if forgetting.is_err() {
+                FORGETTING.store(false, Ordering::Relaxed);
+            }
+        }
         let mut ready = [
             PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(host.as_fd(), PollFlags::RDHUP),
@@ -120,6 +152,15 @@ fn requests(mut device: File, mut host: File) {
         }
     }
     let _ = rustix::net::shutdown(&host, Shutdown::Both);
+}
+
+/// Whether caches are being dropped (Documentation/admin-guide/sysctl/vm.rst).
+static FORGETTING: AtomicBool = AtomicBool::new(false);
+
+fn knows_many_files() -> bool {
+    let count = fs::read_to_string("/proc/sys/fs/inode-nr").ok();
+    let count = count.as_deref().and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    count.is_some_and(|count| count > MOST_FILES)
 }
 
 /// Passes the host's replies on until either side is gone or the host breaks the protocol.

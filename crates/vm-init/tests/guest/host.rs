@@ -123,9 +123,15 @@ impl Guest {
 
     /// The guest's next report.
     pub(crate) fn receive(&mut self) -> FromGuest {
-        receive(&mut self.control).unwrap_or_else(|error| {
-            panic!("the guest is gone: {error}; its console:\n{}", self.console());
-        })
+        loop {
+            let report = receive(&mut self.control).unwrap_or_else(|error| {
+                panic!("the guest is gone: {error}; its console:\n{}", self.console());
+            });
+            match report {
+                FromGuest::Reached { marks, .. } => eprintln!("{marks:?}"),
+                report => return report,
+            }
+        }
     }
 
     /// Creates and starts a container; it runs when this returns.

@@ -253,6 +253,13 @@ fn ends_are_told_apart() {
     assert_eq!(String::from_utf8_lossy(&outcome.stdout), "137\n33554432\n50\n50000 100000\n");
     assert_eq!((outcome.exit.code, outcome.exit.oom), (0, false));
 
+    // The host sets the clock at any time; entropy it brings along is taken.
+    let late_ns = 2_500_000_000u64 * 1_000_000_000;
+    guest.send(&ToGuest::Renew { unix_ns: late_ns, entropy: [7; 32] });
+    let text = output_of(&mut guest, &shell("date +%s"));
+    let seconds: u64 = text.trim().parse().unwrap();
+    assert!((2_500_000_000..2_500_000_300).contains(&seconds), "{text}");
+
     // What the init leaves behind dies with it, and does not keep the streams open.
     let outcome = guest.run(&shell("sleep 1000 & exit 5")).unwrap();
     assert_eq!(outcome.exit.code, 5);

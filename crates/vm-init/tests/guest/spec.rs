@@ -26,6 +26,7 @@ pub(crate) fn shell(script: &str) -> Wanted {
     Wanted {
         root: RootDisk { drive: 0, format: "erofs".to_owned(), writable: WritableLayer::Memory(64 << 20) },
         spec: ContainerSpec {
+            network: None,
             process: Process {
                 args: ["sh", "-c", script].map(str::to_owned).to_vec(),
                 env: vec!["PATH=/bin:/sbin".to_owned()],

@@ -51,6 +51,9 @@ pub(super) struct RmArgs {
     /// Kill containers that run.
     #[arg(short, long)]
     force: bool,
+    /// Remove the volumes that were made for them, too.
+    #[arg(short, long)]
+    volumes: bool,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -83,7 +86,7 @@ pub(super) async fn run(client: &mut Client, command: ContainerCommand) -> Outco
         client.containers.list(api::ListRequest { all: true, sizes: false }).await?.into_inner().containers;
     let over = |one: &api::Container| matches!(one.status.as_str(), "created" | "exited");
     let ids = filter::keep(&filters, all)?.into_iter().filter(over).map(|one| one.id).collect();
-    rm(client, RmArgs { force: false, containers: ids }).await
+    rm(client, RmArgs { force: false, volumes: false, containers: ids }).await
 }
 
 #[derive(Args)]
@@ -193,7 +196,8 @@ pub(super) async fn kill(client: &mut Client, args: KillArgs) -> Outcome {
 
 pub(super) async fn rm(client: &mut Client, args: RmArgs) -> Outcome {
     each(args.containers, async |container| {
-        let request = api::RemoveRequest { container: container.clone(), force: args.force };
+        let (force, volumes) = (args.force, args.volumes);
+        let request = api::RemoveRequest { container: container.clone(), force, volumes };
         client.containers.remove(request).await?;
         terminal::line(&container)
     })

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::RuntimeKind;
+use beta9_types::{RuntimeKind, RuntimeSettings};
 use clap::Args;
 use serde_json::json;
 
@@ -23,6 +23,35 @@ pub(super) struct DoctorArgs {
 struct Check {
     name: String,
     result: Result<String, String>,
+    severity: Severity,
+}
+
+/// What it means when a check's result is an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Severity {
+    /// Something does not work.
+    Failure,
+    /// It works, and should not be left as it is.
+    Warning,
+}
+
+impl Check {
+    fn new(name: impl Into<String>, result: Result<String, String>) -> Self {
+        Self { name: name.into(), result, severity: Severity::Failure }
+    }
+
+    /// Whether nothing is broken.
+    fn passes(&self) -> bool {
+        self.result.is_ok() || self.severity == Severity::Warning
+    }
+
+    fn word(&self) -> &'static str {
+        match (&self.result, self.severity) {
+            (Ok(_), _) => "ok",
+            (Err(_), Severity::Failure) => "no",
+            (Err(_), Severity::Warning) => "warning",
+        }
+    }
 }
 
 /// Exits 0 when at least one runtime works.
@@ -30,6 +59,7 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
     terminal::init_logging(global.verbose);
     let setup = Setup::load(global)?;
     let mut checks = vec![root_user(), state_directory(&setup), cgroups(), kvm()];
+    checks.push(network(&setup));
     let pool = setup.config.default_pool().or(setup.config.pools().first());
     let settings = pool.map(|pool| pool.settings.clone()).unwrap_or_default();
     let mut works = false;
@@ -37,25 +67,20 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
         let tried = runtimes::create(&setup.root, kind, &settings).await;
         works |= tried.is_ok();
         let result = tried.map(|working| working.detail).map_err(|e| chain(&e));
-        checks.push(Check { name: format!("runtime {kind}"), result });
+        checks.push(Check::new(format!("runtime {kind}"), result));
     }
+    checks.push(jailer(&settings).await);
     if args.output == OutputFormat::Json {
         let check = |check: &Check| {
-            let (ok, text) = match &check.result {
-                Ok(text) => (true, text),
-                Err(text) => (false, text),
-            };
-            json!({ "check": check.name, "ok": ok, "detail": text })
+            let (Ok(text) | Err(text)) = &check.result;
+            json!({ "check": check.name, "ok": check.passes(), "result": check.word(), "detail": text })
         };
         terminal::json(&checks.iter().map(check).collect::<Vec<_>>())?;
     } else {
         let mut table = table::new(["CHECK", "RESULT", "DETAIL"]);
-        for Check { name, result } in &checks {
-            let (word, text) = match result {
-                Ok(text) => ("ok", text),
-                Err(text) => ("no", text),
-            };
-            table.add_row([name, word, text]);
+        for check in &checks {
+            let (Ok(text) | Err(text)) = &check.result;
+            table.add_row([check.name.as_str(), check.word(), text]);
         }
         terminal::line(&table.trim_fmt())?;
     }
@@ -68,7 +93,7 @@ fn root_user() -> Check {
     } else {
         Err("not root: mounts, namespaces and cgroups need it; use sudo".to_owned())
     };
-    Check { name: "privileges".to_owned(), result }
+    Check::new("privileges", result)
 }
 
 /// Overlay mounts need an upper layer that is not itself an overlay.
@@ -86,7 +111,7 @@ fn state_directory(setup: &Setup) -> Check {
         }
         Err(e) => Err(format!("{}: {}", setup.root.display(), std::io::Error::from(e))),
     };
-    Check { name: "state directory".to_owned(), result }
+    Check::new("state directory", result)
 }
 
 fn cgroups() -> Check {
@@ -98,7 +123,30 @@ fn cgroups() -> Check {
     } else {
         Err("no cgroup hierarchy with a memory controller is mounted at /sys/fs/cgroup".to_owned())
     };
-    Check { name: "cgroups".to_owned(), result }
+    Check::new("cgroups", result)
+}
+
+/// Whether containers can have a bridge, and whether another firewall keeps them from the rest of the world.
+fn network(setup: &Setup) -> Check {
+    let settings = setup.config.network();
+    let result = beta9_network::is_usable().map_err(|e| chain(&e)).and_then(|()| {
+        let bridge = format!("bridge {}, {}", settings.bridge, settings.ipv4);
+        match beta9_network::dropping(&settings.bridge, &beta9_network::Nft::new(None)) {
+            Ok(droppers) => match droppers.first() {
+                None => Ok(bridge),
+                Some(one) if one.has_pair => {
+                    Ok(format!("{bridge}; chain {} drops what is passed on, and lets containers' packets pass", one.chain))
+                }
+                Some(one) => Err(format!(
+                    "{bridge}; chain {} drops what is passed on: containers reach this host and each other alone until it \
+                     lets packets of {} pass",
+                    one.chain, settings.bridge
+                )),
+            },
+            Err(error) => Err(chain(&error)),
+        }
+    });
+    Check::new("network", result)
 }
 
 fn kvm() -> Check {
@@ -106,5 +154,20 @@ fn kvm() -> Check {
         Ok(_) => Ok("/dev/kvm opens; whether it boots a kernel is tried below".to_owned()),
         Err(e) => Err(format!("/dev/kvm: {e}; Firecracker needs it, QEMU emulates instead")),
     };
-    Check { name: "kvm".to_owned(), result }
+    Check::new("kvm", result)
+}
+
+/// What stands around Firecracker, whether or not it works here.
+async fn jailer(settings: &RuntimeSettings) -> Check {
+    let result = match beta9_microvm::find_jailer(settings) {
+        Ok(jailer) => match runtimes::version(&jailer).await {
+            Ok(version) => match beta9_microvm::jailer_flaws(&version) {
+                None => Ok(format!("{version}, {}", jailer.display())),
+                Some(flaws) => Err(flaws),
+            },
+            Err(error) => Err(chain(&error)),
+        },
+        Err(reason) => Err(format!("firecracker would run as root and without a jail: {reason}")),
+    };
+    Check { severity: Severity::Warning, ..Check::new("jailer", result) }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::api;
 use crate::cli::Outcome;
 use crate::cli::template::Template;
+use crate::cli::timeline;
 use crate::client::Client;
 use crate::terminal;
 
@@ -56,7 +57,7 @@ pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
         }
     } else if args.timeline {
         for container in &found {
-            terminal::line(&timeline(container))?;
+            terminal::line(&timeline::draw(container))?;
         }
     } else {
         terminal::json(&found.iter().map(json).collect::<Vec<_>>())?;
@@ -67,7 +68,19 @@ pub(super) async fn run(client: &mut Client, args: InspectArgs) -> Outcome {
 /// A container as a JSON document.
 pub(super) fn json(container: &api::Container) -> Value {
     let text = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
-    let mount = |mount: &api::Mount| json!({ "source": mount.source, "target": mount.target, "read_only": mount.read_only });
+    let mount = |mount: &api::Mount| {
+        json!({
+            "type": if mount.volume.is_empty() { "bind" } else { "volume" },
+            "volume": text(&mount.volume),
+            "source": mount.source,
+            "target": mount.target,
+            "read_only": mount.read_only,
+            "nosuid": mount.nosuid,
+            "nodev": mount.nodev,
+            "noexec": mount.noexec,
+            "propagation": mount.propagation,
+        })
+    };
     let phase = |phase: &api::Phase| json!({ "phase": phase.name, "at_us": phase.at_us });
     json!({
         "id": container.id,
@@ -98,32 +111,31 @@ pub(super) fn json(container: &api::Container) -> Value {
         "restart_count": container.restart_count,
         "stop_signal": container.stop_signal,
         "stop_timeout": container.stop_timeout,
+        "network": container.network,
+        "network_end": container.network_end.as_ref().map(network_end),
     })
 }
 
-/// One bar per phase, from the request to the end, on one scale up to `running`.
-fn timeline(container: &api::Container) -> String {
-    const WIDTH: u64 = 48;
-    let start = container.created_us;
-    // What comes after `running` is the container's own time and would flatten everything before it.
-    let started = container.timeline.iter().take_while(|phase| phase.name != "exited").collect::<Vec<_>>();
-    let end = started.last().map_or(start, |phase| phase.at_us);
-    let span = end.saturating_sub(start).max(1);
-    let column = |at: u64| usize::try_from(at.saturating_sub(start).min(span) * WIDTH / span).unwrap_or(0);
-    let mut lines = vec![format!("{}  {}  {}", container.id, container.runtime, container.image)];
-    let mut before = start;
-    for phase in &container.timeline {
-        let took = phase.at_us.saturating_sub(before);
-        let is_start = phase.at_us <= end;
-        let bar = if is_start {
-            let (from, to) = (column(before), column(phase.at_us));
-            format!("{}{}", " ".repeat(from), "█".repeat((to - from).max(1)))
-        } else {
-            String::new()
-        };
-        lines.push(format!("  {:<20} {:>9.1} ms  {bar}", phase.name, took as f64 / 1000.0));
-        before = phase.at_us;
-    }
-    lines.push(format!("  {:<20} {:>9.1} ms", "request to running", span as f64 / 1000.0));
-    lines.join("\n")
+/// Its end of its network.
+fn network_end(end: &api::NetworkEnd) -> Value {
+    let text = |text: &String| if text.is_empty() { Value::Null } else { Value::from(text.as_str()) };
+    let port = |port: &api::PublishedPort| {
+        json!({
+            "host_ip": port.host_ip,
+            "host_port": port.host_port,
+            "container_port": port.container_port,
+            "protocol": port.protocol,
+        })
+    };
+    json!({
+        "namespace": end.namespace,
+        "mac": end.mac,
+        "mtu": end.mtu,
+        "addresses": end.addresses,
+        "gateways": end.gateways,
+        "ports": end.ports.iter().map(port).collect::<Vec<_>>(),
+        "policy": text(&end.policy),
+        "host_interface": text(&end.host_interface),
+        "tap": text(&end.tap),
+    })
 }

@@ -61,3 +61,11 @@ pub(super) fn take_in(root: &Path, path: &Path, tag: Option<&ImageReference>) ->
     crate::service::take_in(root, path, tag, |line| drop(terminal::line(line)));
     Ok(ExitCode::SUCCESS)
 }
+
+/// Becomes a program of a VM. What goes wrong is said on stderr, which is kept with what the program says.
+pub(super) fn confine(arguments: Vec<OsString>) -> Outcome {
+    match beta9_microvm::confine(arguments.into_iter()) {
+        Ok(never) => match never {},
+        Err(error) => Err(Failure::new(error.chain())),
+    }
+}

@@ -21,9 +21,11 @@ mod image_view;
 mod init;
 mod inspect;
 mod internal;
+mod kernel;
 mod login;
 mod logs;
 mod operate;
+mod port;
 mod ps;
 mod pull;
 mod run;
@@ -33,8 +35,10 @@ mod stats;
 mod status;
 mod table;
 mod template;
+mod timeline;
 mod transfer;
 mod usage;
+mod volume;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -114,6 +118,8 @@ enum Command {
     Wait(container::WaitArgs),
     /// Show everything known of containers, as JSON or as a timeline.
     Inspect(inspect::InspectArgs),
+    /// Show where a container's ports are served on this host.
+    Port(port::PortArgs),
     /// Stop containers: their stop signal, then SIGKILL after a grace period.
     Stop(container::StopArgs),
     /// Send a signal to containers.
@@ -137,6 +143,9 @@ enum Command {
     /// Import and list images.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Make, list and remove volumes.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Serve pools: the daemon that other commands and gRPC clients talk to.
     Serve(serve::ServeArgs),
     /// Show pools, their runtimes and why they are what they are.
@@ -144,6 +153,9 @@ enum Command {
     /// Show or check the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Install, list and remove the kernel that VMs boot.
+    #[command(subcommand)]
+    Kernel(kernel::KernelCommand),
     /// Check what this machine can run, and say what to do about the rest.
     Doctor(doctor::DoctorArgs),
     /// Be PID 1 of a pod: reap, and keep a worker serving.
@@ -190,6 +202,13 @@ enum Command {
     #[command(hide = true)]
     Share {
         /// What `beta9_microvm::share::serve` takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Becomes a program of a VM, which sees of the host what it needs. Started by supervisors.
+    #[command(hide = true)]
+    Confine {
+        /// What `beta9_microvm::confine` takes.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -251,6 +270,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Probe { runtime } => internal::probe(runtime),
         Command::TakeIn { root, path, tag } => internal::take_in(&root, &path, tag.as_ref()),
         Command::Share { arguments } => internal::share(arguments),
+        Command::Confine { arguments } => internal::confine(arguments),
         Command::Init(args) => init::run(args),
         Command::Completion { shell } => completion(shell),
         command => client_command(&global, command),
@@ -281,6 +301,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
         match command {
             Command::Serve(args) => serve::run(global, args).await,
             Command::Config(command) => config::run(global, command),
+            Command::Kernel(command) => kernel::run(global, command),
             Command::Logout(args) => login::logout(args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             command => {
@@ -302,6 +323,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Logs(args) => logs::run(&mut client, args).await,
                     Command::Wait(args) => container::wait(&mut client, args).await,
                     Command::Inspect(args) => inspect::run(&mut client, args).await,
+                    Command::Port(args) => port::run(&mut client, args).await,
                     Command::Stop(args) => container::stop(&mut client, args).await,
                     Command::Kill(args) => container::kill(&mut client, args).await,
                     Command::Rm(args) => container::rm(&mut client, args).await,
@@ -313,6 +335,7 @@ fn client_command(global: &Global, command: Command) -> Outcome {
                     Command::Cp(args) => cp::run(&mut client, args).await,
                     Command::Events(args) => events::run(&mut client, args).await,
                     Command::Image(command) => image::run(&mut client, command).await,
+                    Command::Volume(command) => volume::run(&mut client, command).await,
                     Command::Status(args) => status::run(&mut client, args).await,
                     _ => Err(Failure::new("this command was handled before")),
                 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::{MemoryBytes, RestartPolicy};
+use beta9_types::{MemoryBytes, NetworkPolicy, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
@@ -44,6 +44,9 @@ pub(super) struct UpdateArgs {
     /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
+    /// Whom it may talk to from now on: open, blocked, or networks with commas between them.
+    #[arg(long, value_name = "POLICY")]
+    network_policy: Option<NetworkPolicy>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -66,7 +69,7 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, containers } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, containers } = args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
             container: container.clone(),
@@ -74,6 +77,7 @@ pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
             nano_cpus: cpus,
             pids: pids_limit,
             restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
+            network_policy: network_policy.as_ref().map(NetworkPolicy::to_string).unwrap_or_default(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)

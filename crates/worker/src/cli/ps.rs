@@ -78,7 +78,12 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
         }
         Some(format) => return formatted(format, &containers, args.no_trunc),
     }
+    // A column for what most containers do not have would only make lines longer.
+    let has_ports = containers.iter().any(|container| !super::port::summary(container).is_empty());
     let mut heads = vec!["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "RUNTIME", "NAME"];
+    if has_ports {
+        heads.insert(6, "PORTS");
+    }
     heads.extend(args.size.then_some("SIZE"));
     let mut table = table::new(heads);
     for container in containers {
@@ -91,6 +96,9 @@ pub(super) async fn run(client: &mut Client, args: PsArgs) -> Outcome {
             container.runtime.clone(),
             container.name.clone(),
         ];
+        if has_ports {
+            row.insert(6, super::port::summary(&container));
+        }
         row.extend(args.size.then(|| size(&container)));
         table.add_row(row);
     }
@@ -134,6 +142,8 @@ fn fields(container: &api::Container, whole: bool) -> serde_json::Value {
         "Status": status(container),
         "Labels": labels.join(","),
         "Mounts": mounts.join(","),
+        "Ports": super::port::summary(container),
+        "Networks": container.network,
         "Runtime": container.runtime,
         "Pool": container.pool,
         "Size": size(container),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use beta9_types::{BindMount, LogLimits, MemoryBytes, MountAccess};
+use beta9_types::{LogLimits, MemoryBytes};
 use clap::Args;
 
 use crate::api;
@@ -64,9 +64,6 @@ pub(super) struct RunArgs {
     /// Run as this user, by name or number, optionally with a group.
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Mount a host file or directory.
-    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
-    volume: Vec<String>,
     /// Memory limit: a number with an optional b, k, m or g.
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MemoryBytes>,
@@ -163,7 +160,6 @@ pub(super) fn failed(exit: &api::Exit) -> Failure {
 }
 
 fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
-    let mounts = args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?;
     let (log_max_size, log_max_files) = log_options(&args.log_opt)?;
     let mut request = api::CreateRequest {
         image: args.image,
@@ -172,7 +168,6 @@ fn request(args: RunArgs) -> Result<api::CreateRequest, Failure> {
         cwd: args.workdir.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
         hostname: args.hostname.unwrap_or_default(),
-        mounts,
         memory_bytes: args.memory.map_or(0, MemoryBytes::get),
         name: args.name.unwrap_or_default(),
         runtime: args.runtime.unwrap_or_default(),
@@ -214,24 +209,4 @@ pub(super) fn variable(text: String) -> Option<String> {
     }
     let value = std::env::var(&text).ok()?;
     Some(format!("{text}={value}"))
-}
-
-fn mount(text: &str) -> Result<api::Mount, Failure> {
-    // A path that starts with a dot is relative to here, as for docker.
-    let absolute = match text.split_once(':') {
-        Some((source, rest)) if source == "." || source.starts_with("./") || source.starts_with("../") => {
-            let source = std::path::absolute(source)
-                .and_then(|path| path.canonicalize())
-                .map_err(|e| Failure::new(format!("mount source {source}: {e}")))?;
-            format!("{}:{rest}", source.display())
-        }
-        _ => text.to_owned(),
-    };
-    let mount: BindMount =
-        absolute.parse().map_err(|e: beta9_types::ParseError| Failure::new(e.to_string()))?;
-    Ok(api::Mount {
-        source: mount.source.to_string_lossy().into_owned(),
-        target: mount.target.to_string_lossy().into_owned(),
-        read_only: mount.access == MountAccess::ReadOnly,
-    })
 }

@@ -56,7 +56,7 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     leave_root_cgroup();
     // Before anybody can know that we serve: being told to stop is never missed.
     let stop = stop_signal()?;
-    let root = setup.root.clone();
+    let (root, network) = (setup.root.clone(), setup.config.network().clone());
     let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?.with_events());
     let listener = listen(&root).await?;
     worker.adopt().await?;
@@ -72,6 +72,10 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
         .await
         .map_err(|e| Failure::new(format!("serve: {}", crate::error::chain(&e))))?;
     let _ = fs::remove_file(root.join(SOCKET));
+    // Whoever starts a container next makes it again.
+    if let Err(error) = beta9_network::remove_unused(&network, &beta9_network::Nft::new(None)) {
+        tracing::warn!(error = chain(&error), "the bridge of the containers could not be removed");
+    }
     tracing::info!("worker has stopped; containers go on");
     Ok(ExitCode::SUCCESS)
 }

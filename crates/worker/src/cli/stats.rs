@@ -78,6 +78,8 @@ fn json(stats: &api::Stats) -> Value {
         "block_read_bytes": stats.block_read_bytes,
         "block_write_bytes": stats.block_write_bytes,
         "vm_bytes": stats.vm_bytes,
+        "network_received_bytes": stats.network_received_bytes,
+        "network_sent_bytes": stats.network_sent_bytes,
     })
 }
 
@@ -119,6 +121,7 @@ fn block(all: &[api::Stats], whole: bool) -> String {
         "MEM USAGE / LIMIT",
         "MEM %",
         "PIDS",
+        "NET RECEIVED / SENT",
         "BLOCK READ / WRITTEN",
         "VM MEM",
     ]);
@@ -132,6 +135,10 @@ fn block(all: &[api::Stats], whole: bool) -> String {
             format!("{} / {}", bytes(stats.memory_bytes), limit(of_limit)),
             share(stats.memory_bytes, of_limit),
             stats.pids.to_string(),
+            match (stats.network_received_bytes, stats.network_sent_bytes) {
+                (Some(received), Some(sent)) => format!("{} / {}", bytes(received), bytes(sent)),
+                _ => "-".to_owned(),
+            },
             format!("{} / {}", bytes(stats.block_read_bytes), bytes(stats.block_write_bytes)),
             stats.vm_bytes.map_or_else(|| "-".to_owned(), bytes),
         ]);

@@ -55,6 +55,9 @@ pub(super) async fn run(client: &mut Client, args: StatusArgs) -> Outcome {
     }
     terminal::line(&format!("\n{}", table.trim_fmt()))?;
     for pool in &status.pools {
+        for warning in &pool.warnings {
+            terminal::line(&format!("\npool {}: WARNING: {warning}", pool.name))?;
+        }
         for failure in &pool.failures {
             terminal::line(&format!("\npool {}: {} failed: {}", pool.name, failure.runtime, failure.error))?;
         }
@@ -98,6 +101,7 @@ fn as_json(status: &api::StatusResponse) -> serde_json::Value {
                 "cdi": able.cdi,
             })),
             "detail": pool.detail,
+            "warnings": pool.warnings,
         })
     };
     json!({

@@ -7,10 +7,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beta9_supervisor::Operation;
+use beta9_supervisor::{Operation, OwnVolumes};
 use beta9_types::{
-    BindMount, ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, MountAccess,
-    RestartPolicy, SignalNumber,
+    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, RestartPolicy,
+    SignalNumber,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -20,11 +20,13 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::api;
 use crate::api::container_service_server::{ContainerService, ContainerServiceServer};
 use crate::api::image_service_server::ImageServiceServer;
+use crate::api::volume_service_server::VolumeServiceServer;
 use crate::api::worker_service_server::WorkerServiceServer;
 use crate::error::{Error, ErrorKind};
 use crate::service::images::Wish;
 use crate::service::operate::Rounds;
 use crate::service::options::options;
+use crate::service::volumes::VolumeServer;
 use crate::service::{Worker, streams};
 
 /// Messages that wait for a slow client; the rest waits in the log.
@@ -40,6 +42,7 @@ pub(crate) fn router(worker: Arc<Worker>) -> tonic::transport::server::Router {
     tonic::transport::Server::builder()
         .add_service(ContainerServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE))
         .add_service(ImageServiceServer::new(server.clone()))
+        .add_service(VolumeServiceServer::new(VolumeServer::new(Arc::clone(&server.worker))))
         .add_service(WorkerServiceServer::new(server))
 }
 
@@ -174,8 +177,9 @@ impl ContainerService for Server {
         &self,
         request: Request<api::RemoveRequest>,
     ) -> Result<Response<api::RemoveResponse>, Status> {
-        let api::RemoveRequest { container, force } = request.into_inner();
-        self.worker.remove(&container, force).await?;
+        let api::RemoveRequest { container, force, volumes } = request.into_inner();
+        let volumes = if volumes { OwnVolumes::Remove } else { OwnVolumes::Keep };
+        self.worker.remove(&container, force, volumes).await?;
         Ok(Response::new(api::RemoveResponse {}))
     }
 
@@ -239,7 +243,8 @@ impl ContainerService for Server {
         &self,
         request: Request<api::UpdateRequest>,
     ) -> Result<Response<api::UpdateResponse>, Status> {
-        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart } = request.into_inner();
+        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart, network_policy } =
+            request.into_inner();
         let restart = match restart.as_str() {
             "" => None,
             text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
@@ -255,7 +260,14 @@ impl ContainerService for Server {
         }
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
-        self.worker.update(&container, change, restart).await?;
+        let is_all = change.is_empty() && restart.is_none();
+        if network_policy.is_empty() || !is_all {
+            self.worker.update(&container, change, restart).await?;
+        }
+        if !network_policy.is_empty() {
+            let policy = network_policy.parse::<NetworkPolicy>().map_err(Error::from)?;
+            self.worker.set_network_policy(&container, policy).await?;
+        }
         Ok(Response::new(api::UpdateResponse {}))
     }
 
@@ -305,10 +317,6 @@ fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
     fn optional<T: std::str::FromStr<Err = beta9_types::ParseError>>(text: &str) -> Result<Option<T>, Error> {
         if text.is_empty() { Ok(None) } else { Ok(Some(text.parse()?)) }
     }
-    let mount = |mount: api::Mount| -> Result<BindMount, Error> {
-        let access = if mount.read_only { MountAccess::ReadOnly } else { MountAccess::ReadWrite };
-        Ok(BindMount::new(mount.source.into(), mount.target.into(), access)?)
-    };
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     let options = options(&mut message)?;
     Ok(ContainerRequest {
@@ -319,7 +327,8 @@ fn parse(mut message: api::CreateRequest) -> Result<ContainerRequest, Error> {
         cwd: text(message.cwd),
         user: optional(&message.user)?,
         hostname: text(message.hostname),
-        mounts: message.mounts.into_iter().map(mount).collect::<Result<_, _>>()?,
+        // Where they come from is found when the image is there.
+        mounts: Vec::new(),
         memory: match message.memory_bytes {
             0 => None,
             bytes => Some(MemoryBytes::try_from(bytes)?),

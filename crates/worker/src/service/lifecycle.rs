@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_supervisor::{
-    ContainerDirectory, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
+    ContainerDirectory, OwnVolumes, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
     needs_recovery,
 };
 use beta9_types::{
@@ -15,17 +15,31 @@ use beta9_types::{
     SignalNumber, TerminalSize,
 };
 
+use beta9_volume::Volumes;
+
+use crate::api;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pools::Assigned;
 use crate::service::follow::Follower;
 use crate::service::images::{Wish, check_runs_here};
-use crate::service::{Worker, blocking, launch, now_us, private_directory};
+use crate::service::mounts::ImageSide;
+use crate::service::volumes::in_use;
+use crate::service::{Worker, blocking, launch, network, now_us, private_directory};
 use crate::spec;
 
 /// A container and where it is in its life.
 pub(super) struct Described {
     pub(super) record: Record,
     pub(super) state: StateFile,
+    /// Its end of its network, while it has one.
+    pub(super) network: Option<api::NetworkEnd>,
+}
+
+impl Described {
+    fn new(directory: &ContainerDirectory, record: Record, state: StateFile) -> Self {
+        let network = network::end(directory, &record);
+        Self { record, state, network }
+    }
 }
 
 impl Worker {
@@ -37,23 +51,47 @@ impl Worker {
         wish: Wish,
     ) -> Result<(ContainerId, Vec<String>)> {
         let assigned = self.pools.assign(request.pool.as_deref(), request.runtime).await?;
-        for mount in &mut request.mounts {
-            mount.source = existing(&mount.source)?;
-        }
         // Nobody watches: who wants to see the progress pulls first.
         self.fulfil(wish, Arc::new(|_| {})).await?;
         // The lease keeps the image until the record does.
         let (rootfs, tree, image, _lease) = self.rootfs(&request.image, &assigned).await?;
+        let side = image_side(&image, Arc::clone(&self.store), tree.clone(), assigned.runtime.is_microvm());
+        let mounted = self.mount(&id, &mut request, side).await?;
+        let image = (image, rootfs, tree);
+        match self.record(id, request, assigned, image).await {
+            Ok(created) => {
+                mounted.keep().await?;
+                Ok(created)
+            }
+            Err(error) => {
+                mounted.give_up().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a container on record whose image and mounts are there.
+    async fn record(
+        &self,
+        id: ContainerId,
+        request: ContainerRequest,
+        assigned: Assigned,
+        (image, rootfs, tree): (beta9_image::Image, RootfsSource, std::path::PathBuf),
+    ) -> Result<(ContainerId, Vec<String>)> {
         let directory = ContainerDirectory::of(&self.root, &id);
         let place = spec::Place {
             id: &id,
+            root: &self.root,
             directory: directory.path(),
             tree: &tree,
             runtime: assigned.runtime,
             settings: &assigned.settings,
             host: &spec::HostLimits::of_host(),
         };
-        let plan = spec::plan(&place, &request, &image.config)?;
+        let mut plan = spec::plan(&place, &request, &image.config)?;
+        let hostname = plan.spec.hostname().clone().unwrap_or_default();
+        let (network, warning) = self.network(&request, assigned.runtime, &hostname)?;
+        plan.warnings.extend(warning);
         let log = self.log_limits(&request)?;
 
         let record = Record {
@@ -72,6 +110,7 @@ impl Worker {
             labels: plan.labels,
             stop_signal: plan.stop_signal,
             stop_timeout: plan.stop_timeout,
+            network,
             request,
         };
         claim_directory(&directory, &id)?;
@@ -87,7 +126,7 @@ impl Worker {
                 // The name is somebody else's: only our directory goes.
                 let _ = fs::remove_dir_all(directory.path());
             } else {
-                forget(&directory, &record);
+                forget(&directory, &record, OwnVolumes::Keep);
             }
             return Err(error);
         }
@@ -136,8 +175,8 @@ impl Worker {
         }
         launch::start(&directory).await?;
         self.observe(&directory, &record);
-        let state = Follower::new(directory, Until::Started).last().await?;
-        Ok(Described { record, state })
+        let state = Follower::new(directory.clone(), Until::Started).last().await?;
+        Ok(Described::new(&directory, record, state))
     }
 
     /// Stops a container if it runs, and starts it again.
@@ -199,7 +238,7 @@ impl Worker {
             launch::recover(&directory).await?;
         }
         let state = StateFile::read(&directory)?;
-        Ok(Described { record, state })
+        Ok(Described::new(&directory, record, state))
     }
 
     /// Its stop signal or the one given, and SIGKILL after `grace` or its own stop timeout; returns when the container is gone.
@@ -252,7 +291,7 @@ impl Worker {
     }
 
     /// Removes a container's record; with `force` after killing it.
-    pub(super) async fn remove(&self, container: &str, force: bool) -> Result<()> {
+    pub(super) async fn remove(&self, container: &str, force: bool, volumes: OwnVolumes) -> Result<()> {
         let (directory, record) = self.find(container)?;
         if !self.is_over(&directory).await? {
             if !force {
@@ -270,7 +309,7 @@ impl Worker {
         }
         end_lending(&directory).await?;
         let gone = record.clone();
-        blocking(move || forget(&directory, &record)).await?;
+        blocking(move || forget(&directory, &record, volumes)).await?;
         self.tell(&gone, "destroy", &[]);
         Ok(())
     }
@@ -296,7 +335,7 @@ impl Worker {
                 lost += 1;
                 launch::recover(&directory).await?;
                 if record.request.auto_remove {
-                    blocking(move || forget(&directory, &record)).await?;
+                    blocking(move || forget(&directory, &record, OwnVolumes::Remove)).await?;
                     continue;
                 }
             } else if StateFile::read(&directory)?.state.pid().is_some() {
@@ -308,6 +347,13 @@ impl Worker {
             {
                 tracing::warn!(container = %record.id, error = crate::error::chain(&error), "container is not restarted");
             }
+        }
+        let (volumes, root) = (Volumes::of(&self.root), self.root.clone());
+        if let Err(error) = blocking(move || volumes.tidy(&|| in_use(&root))).await? {
+            tracing::warn!(
+                error = crate::error::chain(&error),
+                "volumes of containers that never came to be are left"
+            );
         }
         if running + lost > 0 {
             tracing::info!(running, lost, "containers of an earlier worker adopted");
@@ -356,12 +402,17 @@ fn remove_interrupted(directory: &Path) {
     }
 }
 
-/// A mount's source with its links resolved now, once: what it points to later is not what was asked for.
-fn existing(source: &Path) -> Result<std::path::PathBuf> {
-    source.canonicalize().map_err(|e| {
-        let text = format!("mount source {} cannot be used: create it first", source.display());
-        Error::caused(ErrorKind::Invalid, text, e)
-    })
+/// What an image says of volumes, and how its files are reached: for a microVM they are unpacked only for this.
+fn image_side(
+    image: &beta9_image::Image,
+    store: Arc<beta9_image::Store>,
+    tree: std::path::PathBuf,
+    is_microvm: bool,
+) -> ImageSide {
+    let volumes = image.config.config().as_ref().and_then(|config| config.volumes().clone());
+    let image = image.clone();
+    let tree = move || if is_microvm { store.tree(&image).map_err(image_error) } else { Ok(tree.clone()) };
+    ImageSide { volumes: volumes.unwrap_or_default(), tree: Box::new(tree) }
 }
 
 fn claim_directory(directory: &ContainerDirectory, id: &ContainerId) -> Result<()> {

@@ -16,13 +16,16 @@ mod launch;
 mod lifecycle;
 mod limits;
 mod logs;
+mod mounts;
 mod names;
+mod network;
 mod operate;
 mod options;
 mod prune;
 mod sizes;
 mod streams;
 mod view;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,10 +55,13 @@ pub(crate) struct Worker {
 impl Worker {
     /// Opens the state directory. Creates no runtime yet.
     pub(crate) fn open(root: &Path, pools: Pools) -> Result<Self> {
-        for directory in [root.to_owned(), ContainerDirectory::all(root), root.join("names")] {
+        for directory in
+            [root.to_owned(), ContainerDirectory::all(root), root.join("names"), root.join("volumes")]
+        {
             private_directory(&directory)
                 .map_err(|e| Error::internal(format!("create {}", directory.display()), e))?;
         }
+        crate::guest::refresh(root)?;
         let store = Store::open(root)
             .map_err(|e| Error::internal(format!("open the image store in {}", root.display()), e))?;
         Ok(Self { root: root.to_owned(), store: Arc::new(store), pools, started_us: now_us(), events: None })

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::Worker;
+use crate::service::{Worker, network};
 
 /// Readings that are under way at a time.
 const MAX_READINGS: usize = 32;
@@ -40,7 +40,8 @@ impl Worker {
         restart: Option<RestartPolicy>,
     ) -> Result<()> {
         if change.is_empty() && restart.is_none() {
-            let text = "nothing to update: give --memory, --cpus, --pids-limit or --restart";
+            let text =
+                "nothing to update: give --memory, --cpus, --pids-limit, --restart or --network-policy";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         let (directory, mut record) = self.find(container)?;
@@ -140,17 +141,18 @@ impl Rounds {
                 && let Some((directory, record)) = waiting.next()
             {
                 readings.spawn(async move {
+                    let traffic = network::traffic(&directory, &record);
                     let answer = Supervisor::of(directory).operate(Operation::Usage).await;
-                    (record, answer)
+                    (record, traffic, answer)
                 });
             }
             match readings.join_next().await {
                 None => break,
-                Some(Ok((record, Ok(Ok(Answer::Usage { usage }))))) => {
+                Some(Ok((record, traffic, Ok(Ok(Answer::Usage { usage }))))) => {
                     let before = self.before.insert(record.id.to_string(), usage);
-                    lines.insert(record.id.to_string(), line(record, usage, before));
+                    lines.insert(record.id.to_string(), line(record, usage, traffic, before));
                 }
-                Some(Ok((record, Ok(Err(refusal))))) => failure = Some(refused(&record, refusal)),
+                Some(Ok((record, _, Ok(Err(refusal))))) => failure = Some(refused(&record, refusal)),
                 // It has ended.
                 Some(_) => {}
             }
@@ -163,7 +165,7 @@ impl Rounds {
     }
 }
 
-fn line(record: Record, usage: Usage, before: Option<Usage>) -> api::Stats {
+fn line(record: Record, usage: Usage, traffic: Option<(u64, u64)>, before: Option<Usage>) -> api::Stats {
     api::Stats {
         id: record.id.to_string(),
         name: record.request.name.map(String::from).unwrap_or_default(),
@@ -177,6 +179,8 @@ fn line(record: Record, usage: Usage, before: Option<Usage>) -> api::Stats {
         block_read_bytes: usage.block_read_bytes,
         block_write_bytes: usage.block_write_bytes,
         vm_bytes: usage.vm_bytes,
+        network_received_bytes: traffic.map(|(received, _)| received),
+        network_sent_bytes: traffic.map(|(_, sent)| sent),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use beta9_types::{
     ContainerOptions, FileOptions, LifeOptions, LimitOptions, MemoryBytes, MemorySwap, NameOptions,
-    ParseError, ProcessOptions, RestartPolicy, SignalNumber, Throttle, ThrottleKind,
+    NetworkMode, NetworkOptions, NetworkPolicy, ParseError, ProcessOptions, RateLimits, RestartPolicy,
+    SignalNumber, StorageOptions, Throttle, ThrottleKind,
 };
 
 use crate::api;
@@ -11,6 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Longest label, and longest seccomp profile.
 const MAX_LABEL: usize = 64 << 10;
 const MAX_PROFILE: usize = 1 << 20;
+/// Most mounts of one container.
+const MAX_MOUNTS: usize = 256;
 
 /// Takes the options out of `message` and checks each by its own rule and by those that go with it.
 pub(super) fn options(message: &mut api::CreateRequest) -> Result<ContainerOptions> {
@@ -20,6 +23,7 @@ pub(super) fn options(message: &mut api::CreateRequest) -> Result<ContainerOptio
         files: files(message)?,
         names: names(message)?,
         life: life(message)?,
+        network: network(message)?,
     };
     if message.auto_remove && options.life.restart != RestartPolicy::No {
         return Err(invalid("--rm and --restart cannot both be meant: leave one out"));
@@ -106,13 +110,22 @@ fn throttle(throttle: &api::Throttle) -> Result<Throttle> {
     Ok(Throttle::parse(kind, &throttle.limit)?)
 }
 
-fn files(message: &api::CreateRequest) -> Result<FileOptions> {
+fn files(message: &mut api::CreateRequest) -> Result<FileOptions> {
     let shm_bytes = match message.shm_bytes {
         0 => None,
         bytes if bytes <= i64::MAX as u64 => Some(bytes),
         bytes => return Err(invalid(format!("invalid size of /dev/shm {bytes}: use a smaller one"))),
     };
+    let mut storage = StorageOptions::default();
+    message.storage_options.iter().try_for_each(|option| storage.take(option))?;
+    let mounts = std::mem::take(&mut message.mounts);
+    if mounts.len() > MAX_MOUNTS {
+        return Err(invalid(format!("more than {MAX_MOUNTS} mounts: use fewer")));
+    }
     Ok(FileOptions {
+        mounts: mounts.into_iter().map(crate::mounts::request).collect::<Result<_>>()?,
+        volumes_from: parsed(&message.volumes_from)?,
+        storage,
         read_only: message.read_only,
         tmpfs: parsed(&message.tmpfs)?,
         shm_bytes,
@@ -137,6 +150,42 @@ fn names(message: &mut api::CreateRequest) -> Result<NameOptions> {
         dns: message.dns.iter().map(address).collect::<Result<_>>()?,
         dns_search: std::mem::take(&mut message.dns_search),
         dns_options: std::mem::take(&mut message.dns_options),
+    })
+}
+
+fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
+    /// More networks than anybody has reason to name.
+    const MAX_ALLOWED: usize = 256;
+    /// The least that a connection can be made with, and what no interface reaches.
+    const RATES: std::ops::RangeInclusive<u64> = 10_000..=1_000_000_000_000;
+    let rate = |name: &str, rate: u64| match rate {
+        0 => Ok(None),
+        rate if RATES.contains(&rate) => Ok(Some(rate)),
+        rate => Err(invalid(format!(
+            "invalid {name} {rate}: use {} to {} bytes per second",
+            RATES.start(),
+            RATES.end()
+        ))),
+    };
+    let policy = match (message.block_network, message.allow_networks.len()) {
+        (false, 0) => NetworkPolicy::Open,
+        (true, 0) => NetworkPolicy::Blocked,
+        (false, count) if count <= MAX_ALLOWED => NetworkPolicy::Only(parsed(&message.allow_networks)?),
+        (false, _) => {
+            return Err(invalid(format!("more than {MAX_ALLOWED} networks to talk to: name larger ones")));
+        }
+        (true, _) => {
+            return Err(invalid("--block-network and --allow-network cannot both be meant: leave one out"));
+        }
+    };
+    Ok(NetworkOptions {
+        mode: optional::<NetworkMode>(&message.network)?,
+        ports: parsed(&message.publish)?,
+        policy,
+        rates: RateLimits {
+            egress: rate("egress rate", message.egress_rate)?,
+            ingress: rate("ingress rate", message.ingress_rate)?,
+        },
     })
 }
 
@@ -193,6 +242,11 @@ mod tests {
             m.memory_bytes = 64 << 20;
             m.memory_reservation_bytes = 65 << 20;
         }));
+        assert!(refused(|m| {
+            m.block_network = true;
+            m.allow_networks = vec!["10.0.0.0/8".to_owned()];
+        }));
+        assert!(refused(|m| m.egress_rate = 1));
         assert!(refused(|m| m.nano_cpus = 1));
         assert!(refused(|m| m.blkio_weight = 5));
         assert!(refused(|m| m.dns = vec!["x".to_owned()]));

@@ -1,14 +1,14 @@
 //! From records to API messages.
 
 use beta9_supervisor::Stream;
-use beta9_types::{BindMount, Exit, MountAccess};
+use beta9_types::Exit;
 
 use crate::api;
 use crate::service::lifecycle::Described;
 
 impl From<Described> for api::Container {
     fn from(described: Described) -> Self {
-        let Described { record, state } = described;
+        let Described { record, state, network } = described;
         let request = record.request;
         let pid = state.state.pid().unwrap_or(0);
         let env_name = |entry: &String| entry.split('=').next().unwrap_or_default().to_owned();
@@ -46,6 +46,8 @@ impl From<Described> for api::Container {
             stdin: request.stdin,
             written_bytes: None,
             image_bytes: None,
+            network: record.network.mode.to_string(),
+            network_end: network,
         }
     }
 }
@@ -56,16 +58,6 @@ impl From<&Exit> for api::Exit {
             code: u32::from(exit.code),
             reason: exit.reason.as_str().to_owned(),
             message: exit.message.clone().unwrap_or_default(),
-        }
-    }
-}
-
-impl From<&BindMount> for api::Mount {
-    fn from(mount: &BindMount) -> Self {
-        Self {
-            source: mount.source.to_string_lossy().into_owned(),
-            target: mount.target.to_string_lossy().into_owned(),
-            read_only: mount.access == MountAccess::ReadOnly,
         }
     }
 }

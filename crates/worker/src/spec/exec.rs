@@ -3,10 +3,12 @@
 //! docker's rules: the process has the container's environment, user, rights and working directory, except for what is
 //! asked for; another user has the container's capabilities if it is root, and none if it is not.
 
-use beta9_supervisor::{ContainerDirectory, Record};
-use beta9_types::User;
-use oci_spec::runtime::{LinuxCapabilities, Process, Spec, UserBuilder};
 use std::collections::HashSet;
+use std::path::PathBuf;
+
+use beta9_supervisor::{ContainerDirectory, Record, StateFile};
+use beta9_types::{RuntimeKind, User};
+use oci_spec::runtime::{LinuxCapabilities, Process, Spec, UserBuilder};
 
 use super::user::{Account, Accounts};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +39,17 @@ pub(crate) fn exec_process(
 
 /// The account files of a container whose files are on this host. It may have got new users since its start.
 pub(crate) fn accounts_here(directory: &ContainerDirectory, record: &Record) -> Result<Accounts> {
-    Accounts::of_layers(&[&directory.path().join("upper"), &record.tree])
+    Accounts::of_layers(&[&own_files(directory, record), &record.tree])
+}
+
+/// Where the container's own files are. A limited layer of gVisor's is mounted for its supervisor alone; there the image's
+/// users are known, and no others.
+fn own_files(directory: &ContainerDirectory, record: &Record) -> PathBuf {
+    let state = StateFile::read(directory).ok();
+    match (record.runtime, state.and_then(|state| state.state.pid())) {
+        (RuntimeKind::Runc, Some(pid)) => PathBuf::from(format!("/proc/{pid}/root")),
+        _ => directory.path().join("upper"),
+    }
 }
 
 fn build(mut process: Process, choices: ExecChoices, accounts: &Accounts) -> Result<Process> {

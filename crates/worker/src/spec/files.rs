@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use beta9_types::{BindMount, ContainerRequest, MountAccess, TmpfsMount};
+use beta9_types::{BindMount, ContainerRequest, MountAccess, NetworkMode, RuntimeKind, TmpfsMount};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
@@ -31,8 +31,7 @@ impl GeneratedFile {
 
 /// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`, those excepted that a mount of the request covers.
 pub(super) fn generated(request: &ContainerRequest, hostname: &str) -> Result<Vec<GeneratedFile>> {
-    let host = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-    let host = String::from_utf8_lossy(&host[..host.len().min(MAX_RESOLV)]).into_owned();
+    let host = resolvers(&request.options.network.mode);
     let files = [
         GeneratedFile { name: "hosts", target: "/etc/hosts", content: hosts(request, hostname) },
         GeneratedFile { name: "hostname", target: "/etc/hostname", content: format!("{hostname}\n") },
@@ -48,6 +47,28 @@ pub(super) fn generated(request: &ContainerRequest, hostname: &str) -> Result<Ve
         binds.chain(tmpfs).any(|mounted| Path::new(target).starts_with(mounted))
     };
     Ok(files.into_iter().filter(|file| !covered(file.target)).collect())
+}
+
+/// The host's name servers: those behind its own, where it only asks itself and the container cannot.
+fn resolvers(mode: &Option<NetworkMode>) -> String {
+    let read = |path: &str| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_RESOLV)]).into_owned()
+    };
+    let host = read("/etc/resolv.conf");
+    let behind = read("/run/systemd/resolve/resolv.conf");
+    if *mode != Some(NetworkMode::Host) && !host.lines().any(is_usable) && behind.lines().any(is_usable) {
+        return behind;
+    }
+    host
+}
+
+/// Whether a line names a server that is not the host itself.
+fn is_usable(line: &str) -> bool {
+    let server = line.trim().strip_prefix("nameserver ").map(str::trim);
+    server
+        .and_then(|server| server.parse::<std::net::IpAddr>().ok())
+        .is_some_and(|server| !server.is_loopback())
 }
 
 fn hosts(request: &ContainerRequest, hostname: &str) -> String {
@@ -69,8 +90,10 @@ fn resolv_conf(request: &ContainerRequest, host: &str) -> String {
         let lines = host.lines().filter_map(|line| line.trim().strip_prefix(word)).map(str::trim);
         lines.filter(|rest| !rest.is_empty()).map(str::to_owned).collect()
     };
-    let is_usable =
-        |server: &String| server.parse::<std::net::IpAddr>().is_ok_and(|address| !address.is_loopback());
+    let is_usable = |server: &String| {
+        let shares = request.options.network.mode == Some(NetworkMode::Host);
+        server.parse::<std::net::IpAddr>().is_ok_and(|address| shares || !address.is_loopback())
+    };
     let servers: Vec<String> = if names.dns.is_empty() {
         of_host("nameserver ").into_iter().filter(is_usable).collect()
     } else {
@@ -121,17 +144,15 @@ pub(super) fn mounts(
     request: &ContainerRequest,
     generated: &[GeneratedFile],
     directory: &Path,
+    runtime: RuntimeKind,
 ) -> Built<Vec<Mount>> {
     let mut mounts = Vec::new();
     for file in generated {
-        mounts.push(bind(file.path(directory), file.target, "rw")?);
+        mounts.push(bind(file.path(directory), file.target, vec!["rprivate", "rw"])?);
     }
-    for BindMount { source, target, access } in &request.mounts {
-        let access = match access {
-            MountAccess::ReadOnly => "ro",
-            MountAccess::ReadWrite => "rw",
-        };
-        mounts.push(bind(source.clone(), target, access)?);
+    for wanted in &request.mounts {
+        let options = options(wanted, runtime);
+        mounts.push(bind(wanted.source.clone(), &wanted.target, options)?);
     }
     for wanted in &request.options.files.tmpfs {
         mounts.push(tmpfs(wanted)?);
@@ -156,13 +177,19 @@ fn tmpfs(wanted: &TmpfsMount) -> Built<Mount> {
     mount(wanted.target(), "tmpfs", "tmpfs", &options)
 }
 
-fn bind(source: PathBuf, target: impl Into<PathBuf>, access: &str) -> Built<Mount> {
-    MountBuilder::default()
-        .destination(target)
-        .typ("bind")
-        .source(source)
-        .options(vec!["rbind".to_owned(), "rprivate".to_owned(), access.to_owned()])
-        .build()
+fn options(mount: &BindMount, runtime: RuntimeKind) -> Vec<&'static str> {
+    let access = match mount.access {
+        // What is mounted below it on the host would stay writable with `ro`; the others see one mount there.
+        MountAccess::ReadOnly if runtime == RuntimeKind::Runc => "rro",
+        MountAccess::ReadOnly => "ro",
+        MountAccess::ReadWrite => "rw",
+    };
+    [mount.propagation.as_str(), access].into_iter().chain(mount.limits.options()).collect()
+}
+
+fn bind(source: PathBuf, target: impl Into<PathBuf>, options: Vec<&str>) -> Built<Mount> {
+    let options = std::iter::once("rbind").chain(options).map(str::to_owned).collect::<Vec<_>>();
+    MountBuilder::default().destination(target).typ("bind").source(source).options(options).build()
 }
 
 fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Built<Mount> {

@@ -8,6 +8,7 @@ use oci_spec::runtime::{MountBuilder, Spec};
 
 use super::Place;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guest;
 
 /// Where it is in a container.
 const TARGET: &str = "/sbin/beta9-init";
@@ -20,9 +21,9 @@ pub(super) fn add(spec: &mut Spec, place: &Place<'_>) -> Result<()> {
         spec.annotations_mut().get_or_insert_default().insert(ANNOTATION.to_owned(), "true".to_owned());
         return Ok(());
     }
-    let program = find(place.settings).ok_or_else(|| {
-        let text = "--init needs an init program on this host: put beta9-vm-init beside the guest's kernel \
-                    (`cargo xtask guest`), or install one (Debian: apt-get install tini)";
+    let program = guest::init_program(place.root)?.or_else(|| find(place.settings)).ok_or_else(|| {
+        let text = "--init needs an init program, which this worker was built without: build it after \
+                    `cargo xtask guest`, or install one (Debian: apt-get install tini)";
         Error::new(ErrorKind::Precondition, text)
     })?;
     let mount = MountBuilder::default()

@@ -71,6 +71,8 @@ pub(crate) struct Plan {
 /// Where a container is to run.
 pub(crate) struct Place<'a> {
     pub(crate) id: &'a ContainerId,
+    /// The worker's state directory.
+    pub(crate) root: &'a Path,
     /// The container's own directory.
     pub(crate) directory: &'a Path,
     /// The image's unpacked root file system, where users and groups are looked up.
@@ -117,7 +119,7 @@ pub(crate) fn plan(
     let failed = |e: OciSpecError| Error::internal("build the runtime spec", e);
     let process = process(request, &args, env, &cwd, &account, bounding).map_err(failed)?;
     let mut mounts = files::default_mounts(request).map_err(failed)?;
-    mounts.extend(files::mounts(request, &files, place.directory).map_err(failed)?);
+    mounts.extend(files::mounts(request, &files, place.directory, place.runtime).map_err(failed)?);
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(

@@ -1,13 +1,22 @@
 //! What one runtime cannot do and others can, by the name of the flag.
 
-use beta9_types::{ContainerRequest, RuntimeKind, SeccompChoice};
+use beta9_types::{ContainerRequest, Propagation, RuntimeKind, SeccompChoice};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Refuses what `runtime` would silently leave out.
 pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<()> {
     let options = &request.options;
+    let propagates = request.mounts.iter().any(|mount| mount.propagation != Propagation::Private);
+    let is_shared = request.mounts.iter().any(|mount| mount.propagation == Propagation::Shared);
+    let of_runc = [(
+        is_shared,
+        "bind-propagation=rshared",
+        "what a container mounts stays in a namespace of its own; use rslave for what the host mounts",
+    )];
+    let of_vms = [(propagates, "bind-propagation", "its kernel is not the host's; use rprivate")];
     let of_gvisor = [
+        (propagates, "bind-propagation", "its kernel is not the host's; use rprivate"),
         (
             matches!(options.process.seccomp, SeccompChoice::Profile(_)),
             "--security-opt seccomp=FILE",
@@ -26,7 +35,8 @@ pub(super) fn check(runtime: RuntimeKind, request: &ContainerRequest) -> Result<
         ),
     ];
     let refused: &[(bool, &str, &str)] = match runtime {
-        RuntimeKind::Runc | RuntimeKind::Firecracker | RuntimeKind::Qemu => &[],
+        RuntimeKind::Runc => &of_runc,
+        RuntimeKind::Firecracker | RuntimeKind::Qemu => &of_vms,
         RuntimeKind::Gvisor => &of_gvisor,
     };
     match refused.iter().find(|(asked, ..)| *asked) {

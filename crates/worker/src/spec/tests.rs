@@ -52,6 +52,7 @@ fn planned(request: &ContainerRequest, image: &ImageConfiguration) -> Result<Pla
     let settings = RuntimeSettings::default();
     let place = Place {
         id: &id,
+        root: tree.path(),
         directory: Path::new("/own"),
         tree: tree.path(),
         runtime: RuntimeKind::Runc,

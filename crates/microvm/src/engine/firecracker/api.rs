@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Drive as VmDrive, DriveAccess, VmConfig};
+use super::super::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmConfig};
+use super::Names;
 
 /// `PUT /machine-config`
 #[derive(Debug, Serialize)]
@@ -26,8 +27,8 @@ pub(super) struct BootSource<'a> {
 }
 
 impl<'a> BootSource<'a> {
-    pub(super) fn of(config: &'a VmConfig, boot_args: &'a str) -> Self {
-        Self { kernel_image_path: &config.kernel, initrd_path: &config.initrd, boot_args }
+    pub(super) fn of(names: &'a Names, boot_args: &'a str) -> Self {
+        Self { kernel_image_path: &names.kernel, initrd_path: &names.initrd, boot_args }
     }
 }
 
@@ -38,17 +39,63 @@ pub(super) struct Drive<'a> {
     path_on_host: &'a std::path::Path,
     is_root_device: bool,
     is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limiter: Option<RateLimiter>,
+}
+
+/// Of a drive or a network interface.
+#[derive(Debug, Serialize)]
+pub(super) struct RateLimiter {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth: Option<TokenBucket>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ops: Option<TokenBucket>,
+}
+
+/// `size` tokens, all of which are there again after `refill_time` milliseconds.
+#[derive(Debug, Serialize)]
+struct TokenBucket {
+    size: u64,
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    fn of(limit: DiskLimit) -> Option<Self> {
+        let bucket = |most: u64| TokenBucket { size: most, refill_time: 1000 };
+        let limiter = Self { bandwidth: limit.bytes.map(bucket), ops: limit.operations.map(bucket) };
+        (limiter.bandwidth.is_some() || limiter.ops.is_some()).then_some(limiter)
+    }
 }
 
 impl<'a> Drive<'a> {
-    pub(super) fn of(drive_id: &'a str, drive: &'a VmDrive) -> Self {
+    pub(super) fn of(
+        drive_id: &'a str,
+        path_on_host: &'a std::path::Path,
+        drive: &VmDrive,
+        limit: DiskLimit,
+    ) -> Self {
         Self {
             drive_id,
-            path_on_host: &drive.path,
+            path_on_host,
             // The root is the initramfs; it mounts the drives itself.
             is_root_device: false,
             is_read_only: drive.access == DriveAccess::ReadOnly,
+            rate_limiter: RateLimiter::of(limit),
         }
+    }
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface<'a> {
+    pub(super) iface_id: &'static str,
+    host_dev_name: &'a str,
+    guest_mac: String,
+}
+
+impl<'a> NetworkInterface<'a> {
+    pub(super) fn of(device: &'a NetworkDevice) -> Self {
+        Self { iface_id: "eth0", host_dev_name: &device.tap, guest_mac: device.mac.to_string() }
     }
 }
 
@@ -56,7 +103,7 @@ impl<'a> Drive<'a> {
 #[derive(Debug, Serialize)]
 pub(super) struct Vsock<'a> {
     pub(super) guest_cid: u32,
-    pub(super) uds_path: &'a str,
+    pub(super) uds_path: &'a std::path::Path,
 }
 
 /// `PUT /entropy`

@@ -23,6 +23,7 @@ const MAX_ANSWER: usize = 64 << 10;
 const RETRY: [Duration; 4] =
     [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(5), Duration::from_millis(5)];
 
+#[derive(Debug)]
 pub(super) struct Client {
     requests: SendRequest<Full<Bytes>>,
     deadline: Duration,
@@ -54,6 +55,11 @@ impl Client {
         let answer: VersionAnswer = serde_json::from_slice(&body)
             .map_err(|e| Error::caused(ErrorKind::Failed, "read firecracker's answer to GET /version", e))?;
         Version::parse(&answer.firecracker_version)
+    }
+
+    /// `GET /`: the VMM itself has to answer it, not only its API's thread.
+    pub(super) async fn describe_instance(&mut self) -> Result<()> {
+        self.call(Method::GET, "/", Bytes::new()).await.map(drop)
     }
 
     /// `PUT path` with a JSON body.

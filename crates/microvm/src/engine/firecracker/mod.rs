@@ -1,27 +1,31 @@
 //! Firecracker, driven over its API socket.
 //!
-//! It runs inside the VM's directory, so that every path it is told is short and relative. It is not jailed:
-//! it has its own seccomp filter, the container's cgroup and network namespace, and nothing else.
+//! With its jailer it runs in a jail ([`jail`]), as a user of its own that sees the VM's files and nothing else. Without
+//! one it runs inside the VM's directory, as root: it has its own seccomp filter, the container's cgroup and network
+//! namespace. In both cases every path it is told is short.
 
 mod api;
 mod client;
+pub(crate) mod jail;
 mod version;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result};
-use beta9_types::RuntimeSettings;
+use beta9_types::{RuntimeSettings, VmId};
 use rustix::fs::Mode;
 
+use super::watchdog::{Pulse, watch};
 use super::{
-    Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Tail, VSOCK, Vm, VmConfig, drain,
+    Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Stuck, Tail, VSOCK, Vm, VmConfig, drain,
 };
 use super::{COMMON_KERNEL_ARGS, GUEST_CID, VmDirectory};
-use api::{Action, BootSource, Drive, Entropy, MachineConfig, Vsock};
+use api::{Action, BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Vsock};
 use client::Client;
+use jail::Jail;
 
 pub(crate) use version::Version;
 
@@ -32,26 +36,68 @@ const FIRECRACKER_LOG: &str = "firecracker.log";
 /// From the process's start to an answering API. Usually a few milliseconds.
 const API_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long it may take to answer when its guest runs.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
 pub(crate) struct Firecracker {
     bin: PathBuf,
     pace: Pace,
+    jail: Option<Jail>,
+}
+
+/// What a VM's files are called where Firecracker runs.
+pub(super) struct Names {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    drives: Vec<PathBuf>,
+    vsock: PathBuf,
+}
+
+impl Names {
+    /// Their names on the host, seen from the VM's directory.
+    fn on_host(config: &VmConfig) -> Self {
+        Self {
+            kernel: config.kernel.clone(),
+            initrd: config.initrd.clone(),
+            drives: config.drives.iter().map(|drive| drive.path.clone()).collect(),
+            vsock: VSOCK.into(),
+        }
+    }
 }
 
 impl Firecracker {
     pub(crate) fn new(settings: &RuntimeSettings) -> Self {
-        Self { bin: super::located(&settings.firecracker_bin), pace: Pace::of_kvm() }
+        let bin = super::located(&settings.firecracker_bin);
+        let jail = settings.is_jailed().then(|| Jail::new(&bin, settings));
+        Self { bin, pace: Pace::of_kvm(), jail }
     }
 
-    fn command(&self, config: &VmConfig) -> Command {
-        let mut command = Command::new(&self.bin);
-        command.args(["--id", &config.id.to_string(), "--api-sock", API_SOCKET]);
-        command.args(["--log-path", LOG_PIPE, "--level", "Info", "--show-level"]);
-        command.current_dir(config.directory.path()).env_clear();
-        command
+    /// Starts the process, in its jail where it has one.
+    async fn launch(&self, config: &VmConfig, host: &Host, console: &Tail) -> Result<Process> {
+        let directory = &config.directory;
+        let (name, command) = match &self.jail {
+            Some(jail) => ("jailer", jail.command(config, host)?),
+            None => {
+                let mut command = Command::new(&self.bin);
+                command.args(["--id", &config.id.to_string()]).args(arguments(Path::new("")));
+                command.current_dir(directory.path()).env_clear();
+                ("firecracker", command)
+            }
+        };
+        let (process, outputs) = Process::spawn(host, name, command, Stdio::null())?;
+        let file = directory.file(CONSOLE_LOG)?;
+        let second =
+            file.try_clone().map_err(|e| crate::failed("open", &directory.path().join(CONSOLE_LOG), e))?;
+        drain(outputs.stdout, file, console.clone())?;
+        drain(outputs.stderr, second, console.clone())?;
+        match &self.jail {
+            Some(jail) => jail.adopt(config, host, &process, console, self.pace).await,
+            None => Ok(process),
+        }
     }
 
     /// Waits for the API and configures and starts the VM.
-    async fn drive(&self, config: &VmConfig, appearing: Appearance) -> Result<()> {
+    async fn drive(&self, config: &VmConfig, appearing: Appearance) -> Result<Client> {
         let deadline = self.pace.deadline(API_DEADLINE);
         let connected = tokio::time::timeout(deadline, async {
             appearing.wait().await?;
@@ -66,14 +112,30 @@ impl Firecracker {
             tracing::warn!(%version, "this version of firecracker was not tested with this worker");
         }
         client.put("/machine-config", &MachineConfig::of(config)).await?;
-        client.put("/boot-source", &BootSource::of(config, &kernel_arguments(config.console))).await?;
-        for (index, drive) in config.drives.iter().enumerate() {
+        let names = match &self.jail {
+            Some(_) => jail::names(config),
+            None => Names::on_host(config),
+        };
+        client.put("/boot-source", &BootSource::of(&names, &kernel_arguments(config.console))).await?;
+        for (index, (drive, path)) in config.drives.iter().zip(&names.drives).enumerate() {
             let id = format!("d{index}");
-            client.put(&format!("/drives/{id}"), &Drive::of(&id, drive)).await?;
+            client.put(&format!("/drives/{id}"), &Drive::of(&id, path, drive, config.disk_limit)).await?;
         }
-        client.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: VSOCK }).await?;
+        if let Some(network) = &config.network {
+            let interface = NetworkInterface::of(network);
+            client.put(&format!("/network-interfaces/{}", interface.iface_id), &interface).await?;
+        }
+        client.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: &names.vsock }).await?;
         client.put("/entropy", &Entropy {}).await?;
-        client.put("/actions", &Action::INSTANCE_START).await
+        client.put("/actions", &Action::INSTANCE_START).await?;
+        Ok(client)
+    }
+}
+
+#[async_trait]
+impl Pulse for Client {
+    async fn beat(&mut self) -> Result<()> {
+        self.describe_instance().await
     }
 }
 
@@ -87,20 +149,22 @@ impl Engine for Firecracker {
         64
     }
 
+    fn settle(&self, directory: VmDirectory, id: &VmId) -> Result<VmDirectory> {
+        match &self.jail {
+            Some(jail) => jail.settle(directory, id),
+            None => Ok(directory),
+        }
+    }
+
     async fn start(&self, config: &VmConfig, host: &Host) -> Result<Vm> {
         let directory = &config.directory;
         let log_pipe = open_log_pipe(directory)?;
         let appearing = Appearance::of(directory, API_SOCKET)?;
-        let (vmm, outputs) = Process::spawn(host, "firecracker", self.command(config), Stdio::null())?;
         let (console, log) = (Tail::default(), Tail::default());
-        let file = directory.file(CONSOLE_LOG)?;
-        let second =
-            file.try_clone().map_err(|e| crate::failed("open", &directory.path().join(CONSOLE_LOG), e))?;
-        drain(outputs.stdout, file, console.clone())?;
-        drain(outputs.stderr, second, console.clone())?;
         drain(log_pipe, directory.file(FIRECRACKER_LOG)?, log.clone())?;
+        let vmm = self.launch(config, host, &console).await?;
         let dialer = vmm.pid();
-        let vm = Vm { vmm, helpers: Vec::new(), dialer, console, log };
+        let mut vm = Vm { vmm, helpers: Vec::new(), dialer, console, log, stuck: Stuck::default() };
         let driven = tokio::select! {
             biased;
             (who, exit) = vm.ended() => {
@@ -110,7 +174,10 @@ impl Engine for Firecracker {
             driven = self.drive(config, appearing) => driven,
         };
         match driven {
-            Ok(()) => Ok(vm),
+            Ok(client) => {
+                vm.stuck = watch(vm.vmm.reach(), client, self.pace.deadline(ANSWER_DEADLINE));
+                Ok(vm)
+            }
             Err(error) => {
                 vm.stop(Duration::ZERO).await?;
                 vm.settle().await;
@@ -120,12 +187,22 @@ impl Engine for Firecracker {
     }
 }
 
+/// What Firecracker is told by its command line; `workplace` is the directory of its sockets, as it sees it.
+fn arguments(workplace: &Path) -> Vec<String> {
+    let place = |name: &str| workplace.join(name).to_string_lossy().into_owned();
+    let mut arguments = vec!["--api-sock".to_owned(), place(API_SOCKET), "--log-path".to_owned()];
+    arguments.push(place(LOG_PIPE));
+    arguments.extend(["--level", "Info", "--show-level"].map(str::to_owned));
+    arguments
+}
+
 /// Makes the log's pipe and opens our end, which never blocks and outlives writers.
 fn open_log_pipe(directory: &VmDirectory) -> Result<std::os::fd::OwnedFd> {
     use rustix::fs::{CWD, FileType, OFlags};
-    let path = directory.path().join(LOG_PIPE);
+    let path = directory.workplace().join(LOG_PIPE);
     rustix::fs::mknodat(CWD, directory.reach(LOG_PIPE), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
         .map_err(|e| crate::failed("create", &path, e.into()))?;
+    directory.hand_over(LOG_PIPE)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(directory.reach(LOG_PIPE), flags, Mode::empty())
         .map_err(|e| crate::failed("open", &path, e.into()))

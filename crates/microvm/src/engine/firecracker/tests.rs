@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::engine::{Drive as VmDrive, DriveAccess, VmDirectory};
+use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmDirectory};
 
 fn config(root: &std::path::Path) -> VmConfig {
     let id = ContainerId::parse("c1").unwrap();
@@ -24,6 +24,11 @@ fn config(root: &std::path::Path) -> VmConfig {
             VmDrive { path: "/images/a".into(), access: DriveAccess::ReadOnly },
             VmDrive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
         ],
+        network: Some(NetworkDevice {
+            tap: "b9fc_01234567".into(),
+            mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+        }),
+        disk_limit: DiskLimit::default(),
         console: Console::Quiet,
     }
 }
@@ -76,4 +81,84 @@ async fn a_refusal_is_repeated_in_firecrackers_words() {
     let engine = Firecracker::new(&RuntimeSettings::default());
     let error = engine.drive(&config, appearing).await.unwrap_err();
     assert_eq!(error.to_string(), "firecracker PUT /vsock was refused: no such thing");
+}
+
+/// What `fields.txt` says of a definition in a release: its fields, and those that it cannot do without.
+fn fields(version: &str, definition: &str) -> (Vec<String>, Vec<String>) {
+    let lines = include_str!("fields.txt").lines();
+    let line = lines.filter_map(|line| line.strip_prefix(version)?.trim_start().strip_prefix(definition));
+    let line = line.into_iter().find(|rest| rest.starts_with(' ')).unwrap();
+    let names = |text: &str| text.trim_end_matches('*').to_owned();
+    let required = line.split_whitespace().filter(|name| name.ends_with('*')).map(names).collect();
+    (line.split_whitespace().map(names).collect(), required)
+}
+
+#[test]
+fn nothing_is_said_that_a_release_does_not_know() {
+    use serde_json::{Value, to_value};
+    let root = tempfile::tempdir().unwrap();
+    let config = config(root.path());
+    let names = Names::on_host(&config);
+    let limit = DiskLimit { bytes: Some(1), operations: Some(1) };
+    let drive = to_value(Drive::of("d0", &names.drives[0], &config.drives[0], limit)).unwrap();
+    let limiter = drive["rate_limiter"].clone();
+    let said: Vec<(&str, Value)> = vec![
+        ("MachineConfiguration", to_value(MachineConfig::of(&config)).unwrap()),
+        ("BootSource", to_value(BootSource::of(&names, "quiet")).unwrap()),
+        ("TokenBucket", limiter["bandwidth"].clone()),
+        ("RateLimiter", limiter),
+        ("Drive", drive),
+        ("Vsock", to_value(Vsock { guest_cid: GUEST_CID, uds_path: &names.vsock }).unwrap()),
+        ("EntropyDevice", to_value(Entropy {}).unwrap()),
+        ("InstanceActionInfo", to_value(Action::INSTANCE_START).unwrap()),
+    ];
+    for version in ["1.13.1", "1.16.1"] {
+        for (definition, value) in &said {
+            let (known, required) = fields(version, definition);
+            let object = value.as_object().unwrap();
+            for name in object.keys() {
+                assert!(known.contains(name), "{definition} of {version} has no {name}");
+            }
+            for name in &required {
+                assert!(object.contains_key(name), "{definition} of {version} needs {name}");
+            }
+        }
+    }
+}
+
+/// `BETA9_FIRECRACKER_OPENAPI` is a directory with `<version>.yaml`, Firecracker's own documents.
+#[test]
+fn the_table_of_fields_is_firecrackers_own() {
+    let Some(directory) = std::env::var_os("BETA9_FIRECRACKER_OPENAPI").map(PathBuf::from) else {
+        return eprintln!("skipped: BETA9_FIRECRACKER_OPENAPI does not say where the documents are");
+    };
+    for line in include_str!("fields.txt").lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let (version, definition) = (words.next().unwrap(), words.next().unwrap());
+        let document = std::fs::read_to_string(directory.join(format!("{version}.yaml"))).unwrap();
+        let (mut known, mut required) = in_document(&document, definition);
+        let (mut expected, mut needed) = fields(version, definition);
+        [&mut known, &mut required, &mut expected, &mut needed].into_iter().for_each(|names| names.sort());
+        assert_eq!((known, required), (expected, needed), "{definition} of {version}");
+    }
+}
+
+/// Reads `properties` and `required` of a definition by its indentation, which is that of the whole document.
+fn in_document(document: &str, definition: &str) -> (Vec<String>, Vec<String>) {
+    let (_, definitions) = document.split_once("\ndefinitions:\n").unwrap();
+    let (_, body) = definitions.split_once(&format!("\n  {definition}:\n")).unwrap();
+    let is_inside = |line: &&str| line.starts_with("    ") || line.trim().is_empty();
+    let (mut section, mut known, mut required) = ("", Vec::new(), Vec::new());
+    for line in body.lines().take_while(is_inside) {
+        let indent = line.len() - line.trim_start().len();
+        match (indent, section) {
+            (4, _) => section = line.trim().trim_end_matches(':'),
+            (6, "properties") if line.ends_with(':') && !line.contains('#') => {
+                known.push(line.trim().trim_end_matches(':').to_owned())
+            }
+            (6, "required") => required.extend(line.trim().strip_prefix("- ").map(str::to_owned)),
+            _ => {}
+        }
+    }
+    (known, required)
 }

@@ -19,6 +19,10 @@ impl Version {
     const TESTED: [Self; 2] =
         [Self { major: 1, minor: 13, patch: 1 }, Self { major: 1, minor: 16, patch: 1 }];
 
+    pub(crate) const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self { major, minor, patch }
+    }
+
     /// Reads `1.13.1`, with or without `v` before and a suffix behind. Releases that cannot work are refused;
     /// whether one was tested is [`Version::is_known`].
     pub(crate) fn parse(text: &str) -> Result<Self> {

@@ -1,11 +1,9 @@
-//! What QEMU and its vsock device are started with.
+//! What QEMU and its vsock device are started with. Every path is one of the root that they are confined to.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
-
-use super::super::{COMMON_KERNEL_ARGS, Drive, DriveAccess, GUEST_CID, Pace, VSOCK, VmConfig};
-use super::VHOST_SOCKET;
+use super::super::{
+    COMMON_KERNEL_ARGS, DiskLimit, Drive, DriveAccess, GUEST_CID, NetworkDevice, Pace, VSOCK, VmConfig,
+};
+use super::{QMP_SOCKET, VHOST_SOCKET};
 
 /// QEMU's cap on translated code under TCG; by default it takes up to 1 GiB.
 pub(super) const TRANSLATED_CODE_MIB: u32 = 256;
@@ -24,7 +22,15 @@ pub(super) fn vsock_arguments() -> [String; 2] {
     ["--vm".to_owned(), format!("guest-cid={GUEST_CID},uds-path={VSOCK},socket={VHOST_SOCKET}")]
 }
 
-pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u64>) -> Vec<OsString> {
+/// What the VM's files are called in that root, below it.
+pub(super) const KERNEL: &str = "kernel";
+pub(super) const INITRD: &str = "initrd.img";
+
+pub(super) fn drive_name(index: usize) -> String {
+    format!("d{index}")
+}
+
+pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u64>) -> Vec<String> {
     let mut arguments = Arguments(Vec::new());
     let memory = config.mem_mib;
     // Nothing comes from a configuration file or by default: what is not named here is not there.
@@ -45,16 +51,23 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
     arguments.pair("-smp", config.cpus.to_string());
     arguments.pair("-m", memory.to_string());
     arguments.pair("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on"));
-    arguments.pair("-kernel", &config.kernel);
-    arguments.pair("-initrd", &config.initrd);
+    arguments.pair("-kernel", format!("/{KERNEL}"));
+    arguments.pair("-initrd", format!("/{INITRD}"));
     arguments.pair("-append", kernel_arguments(config, accel, tsc_khz));
     arguments.pair("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}"));
     arguments.pair("-device", "vhost-user-vsock-device,chardev=vsock");
     arguments.pair("-device", "virtio-rng-device");
     for (index, drive) in config.drives.iter().enumerate() {
-        arguments.pair("-drive", drive_option(index, drive));
-        arguments.pair("-device", format!("virtio-blk-device,drive=d{index}"));
+        arguments.pair("-drive", drive_option(index, drive, config.disk_limit));
+        // An error is the guest's to handle; by default QEMU stops the machine when the host's disk is full.
+        arguments.pair("-device", format!("virtio-blk-device,drive=d{index},werror=report,rerror=report"));
     }
+    if let Some(NetworkDevice { tap, mac }) = &config.network {
+        // The device is there and wired: no script is run for it.
+        arguments.pair("-netdev", format!("tap,id=n0,ifname={tap},script=no,downscript=no"));
+        arguments.pair("-device", format!("virtio-net-device,netdev=n0,mac={mac}"));
+    }
+    arguments.pair("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
     arguments.pair("-display", "none");
     arguments.pair("-serial", "stdio");
     // A guest that restarts has ended.
@@ -77,33 +90,28 @@ fn kernel_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u64>) -> St
     line
 }
 
-fn drive_option(index: usize, drive: &Drive) -> OsString {
-    let mut option = format!("if=none,id=d{index},format=raw,").into_bytes();
-    option.extend_from_slice(match drive.access {
+fn drive_option(index: usize, drive: &Drive, limit: DiskLimit) -> String {
+    let rights = match drive.access {
         // The image is shared by VMs and never written, so there is nothing to lock.
-        DriveAccess::ReadOnly => b"readonly=on,file.locking=off,",
-        DriveAccess::Scratch => b"cache=unsafe,discard=unmap,",
-    });
-    option.extend_from_slice(b"file=");
-    option.extend(escape(&drive.path));
-    OsString::from_vec(option)
+        DriveAccess::ReadOnly => "readonly=on,file.locking=off",
+        DriveAccess::Scratch => "cache=unsafe,discard=unmap",
+    };
+    let throttle = [("bps", limit.bytes), ("iops", limit.operations)];
+    let throttle =
+        throttle.into_iter().filter_map(|(what, most)| Some(format!(",throttling.{what}-total={}", most?)));
+    let throttle: String = throttle.collect();
+    format!("if=none,id=d{index},format=raw,{rights},file=/{}{throttle}", drive_name(index))
 }
 
-/// A comma separates options, and is doubled where it is meant.
-fn escape(path: &Path) -> Vec<u8> {
-    let doubled = |byte: &u8| if *byte == b',' { vec![b',', b','] } else { vec![*byte] };
-    path.as_os_str().as_bytes().iter().flat_map(doubled).collect()
-}
-
-struct Arguments(Vec<OsString>);
+struct Arguments(Vec<String>);
 
 impl Arguments {
     fn add(&mut self, argument: &str) {
-        self.0.push(argument.into());
+        self.0.push(argument.to_owned());
     }
 
-    fn pair(&mut self, name: &str, value: impl Into<OsString>) {
-        self.0.push(name.into());
+    fn pair(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push(name.to_owned());
         self.0.push(value.into());
     }
 }
@@ -129,15 +137,30 @@ mod tests {
                 Drive { path: "/images/a,readonly=off".into(), access: DriveAccess::ReadOnly },
                 Drive { path: "/c1/scratch".into(), access: DriveAccess::Scratch },
             ],
+            network: Some(NetworkDevice {
+                tap: "b9fc_01234567".into(),
+                mac: "02:b9:c0:a8:00:02".parse().unwrap(),
+            }),
+            disk_limit: DiskLimit::default(),
             console: Console::Quiet,
         };
-        let arguments = qemu_arguments(&config, accel, tsc_khz);
-        arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join("\n")
+        qemu_arguments(&config, accel, tsc_khz).join("\n")
     }
 
     #[test]
     fn arguments_for_software_emulation() {
         insta::assert_snapshot!(render(Accel::Tcg, Some(2_400_000)));
+    }
+
+    #[test]
+    fn disks_are_throttled_where_that_is_asked_for() {
+        let drive = Drive { path: "/c1/scratch".into(), access: DriveAccess::Scratch };
+        let limit = DiskLimit { bytes: Some(1 << 20), operations: Some(50) };
+        let option = drive_option(1, &drive, limit);
+        assert!(
+            option.ends_with("file=/d1,throttling.bps-total=1048576,throttling.iops-total=50"),
+            "{option}"
+        );
     }
 
     #[test]

@@ -3,32 +3,45 @@
 //! The guest's vsock device is a second program, `vhost-device-vsock`, which gives it the same Unix sockets as
 //! Firecracker's: the host's own vhost_vsock module is not needed, and one host protocol serves both engines.
 //! It shares the guest's memory (a memfd), has to be there before QEMU, and is ended with it.
+//!
+//! Both are confined ([`confine`]): to a root of their own that holds the VM's files and what they need to be executed,
+//! to a user of the VM's own, without rights. QEMU puts its own system call filter on top.
 
 mod command;
+mod confine;
+mod monitor;
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result};
 use beta9_sys::processor::TscSample;
-use beta9_types::{QemuAccel, RuntimeSettings};
+use beta9_types::{QemuAccel, RuntimeSettings, UidRange, VmId};
 
-use super::{Appearance, CONSOLE_LOG, Engine, Host, Pace, Process, Tail, Vm, VmConfig, drain};
+use super::watchdog::watch;
+use super::{Appearance, CONSOLE_LOG, Engine, Host, Pace, Process, Tail, Vm, VmConfig, VmDirectory, drain};
+
+use monitor::Monitor;
 
 pub(crate) use command::Accel;
 
 /// Where QEMU finds the vsock device, in the VM's directory.
 const VHOST_SOCKET: &str = "vhost.sock";
+/// Where QEMU listens for its monitor's protocol, in the VM's directory.
+const QMP_SOCKET: &str = "qmp.sock";
 const QEMU_LOG: &str = "qemu.log";
 const VSOCK_LOG: &str = "vsock.log";
+/// How long QEMU may take to answer when its guest runs.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the vsock program may take to listen.
 const VSOCK_DEADLINE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Qemu {
     bin: PathBuf,
     vsock_bin: PathBuf,
+    users: UidRange,
     accel: Accel,
     /// When this engine was made: with a second sample at a VM's start it gives the host's TSC rate.
     first_sample: Option<TscSample>,
@@ -44,6 +57,7 @@ impl Qemu {
         Self {
             bin: super::located(&settings.qemu_bin),
             vsock_bin: super::located(&settings.vhost_device_vsock_bin),
+            users: settings.jail_uids.clone(),
             accel,
             first_sample: TscSample::now(),
         }
@@ -69,8 +83,7 @@ impl Qemu {
     async fn start_vsock(&self, config: &VmConfig, host: &Host) -> Result<Process> {
         let directory = &config.directory;
         let listening = Appearance::of(directory, VHOST_SOCKET)?;
-        let mut command = Command::new(&self.vsock_bin);
-        command.args(command::vsock_arguments()).current_dir(directory.path()).env_clear();
+        let command = confine::vsock_command(&self.vsock_bin, config, host)?;
         let (process, outputs) = Process::spawn(host, "vhost-device-vsock", command, Stdio::null())?;
         let tail = Tail::default();
         let log = directory.file(VSOCK_LOG)?;
@@ -123,13 +136,16 @@ impl Engine for Qemu {
         }
     }
 
+    fn settle(&self, directory: VmDirectory, _: &VmId) -> Result<VmDirectory> {
+        confine::settle(directory, &self.users)
+    }
+
     async fn start(&self, config: &VmConfig, host: &Host) -> Result<Vm> {
         let (vsock, tsc_khz) = tokio::join!(self.start_vsock(config, host), self.tsc_khz());
         let vsock = vsock?;
-        let mut command = Command::new(&self.bin);
-        command.args(command::qemu_arguments(config, self.accel, tsc_khz));
-        command.current_dir(config.directory.path()).env_clear();
-        let (vmm, outputs) = match Process::spawn(host, "qemu", command, Stdio::null()) {
+        let started = confine::qemu_command(&self.bin, config, self.accel, tsc_khz, host)
+            .and_then(|command| Process::spawn(host, "qemu", command, Stdio::null()));
+        let (vmm, outputs) = match started {
             Ok(started) => started,
             Err(error) => {
                 vsock.end().await?;
@@ -140,6 +156,8 @@ impl Engine for Qemu {
         drain(outputs.stdout, config.directory.file(CONSOLE_LOG)?, console.clone())?;
         drain(outputs.stderr, config.directory.file(QEMU_LOG)?, log.clone())?;
         let dialer = vsock.pid();
-        Ok(Vm { vmm, helpers: vec![vsock], dialer, console, log })
+        let monitor = Monitor::of(config.directory.clone());
+        let stuck = watch(vmm.reach(), monitor, self.pace().deadline(ANSWER_DEADLINE));
+        Ok(Vm { vmm, helpers: vec![vsock], dialer, console, log, stuck })
     }
 }

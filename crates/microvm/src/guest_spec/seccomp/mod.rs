@@ -6,7 +6,9 @@
 //!
 //! Programs of another architecture than x86-64 are ended: the guest runs 64-bit programs.
 
-mod numbers;
+pub(super) mod numbers;
+
+pub(crate) use numbers::number as system_call_number;
 
 use std::collections::BTreeMap;
 

@@ -390,7 +390,7 @@ const SHARED: [&str; 43] = [
 ];
 
 /// The number of a call; `None` where this architecture has no such call.
-pub(super) fn number(name: &str) -> Option<i64> {
+pub(crate) fn number(name: &str) -> Option<i64> {
     let find = |names: &[&str]| names.iter().position(|known| *known == name && !name.is_empty());
     // Both lists are short.
     match (find(&OLD), find(&SHARED), name) {

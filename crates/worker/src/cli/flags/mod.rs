@@ -3,6 +3,8 @@
 mod files;
 mod life;
 mod limits;
+mod mounts;
+mod network;
 mod process;
 
 use clap::Args;
@@ -19,8 +21,12 @@ pub(super) struct Options {
     process: process::ProcessFlags,
     #[command(flatten, next_help_heading = "Limits")]
     limits: limits::LimitFlags,
+    #[command(flatten, next_help_heading = "Mounts and the writable layer")]
+    mounts: mounts::MountFlags,
     #[command(flatten, next_help_heading = "Files, devices and names")]
     files: files::FileFlags,
+    #[command(flatten, next_help_heading = "Network")]
+    network: network::NetworkFlags,
     #[command(flatten, next_help_heading = "Life")]
     life: life::LifeFlags,
 }
@@ -31,6 +37,8 @@ impl Options {
         self.process.apply(request)?;
         self.limits.apply(request)?;
         self.files.apply(request)?;
+        self.network.apply(request);
+        self.mounts.apply(request)?;
         self.life.apply(request)
     }
 }

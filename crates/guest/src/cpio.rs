@@ -13,7 +13,7 @@ enum Content<'a> {
 }
 
 /// An archive being written.
-pub(crate) struct Archive<W> {
+pub struct Archive<W> {
     to: W,
     written: usize,
     entries: u32,
@@ -21,27 +21,27 @@ pub(crate) struct Archive<W> {
 
 impl<W: Write> Archive<W> {
     /// Starts an archive.
-    pub(crate) fn new(to: W) -> Self {
+    pub fn new(to: W) -> Self {
         Self { to, written: 0, entries: 0 }
     }
 
     /// Adds a directory; its parents have to be there already.
-    pub(crate) fn directory(&mut self, name: &str) -> io::Result<()> {
+    pub fn directory(&mut self, name: &str) -> io::Result<()> {
         self.entry(name, 0o040_755, &Content::Directory)
     }
 
     /// Adds a regular file with these permissions.
-    pub(crate) fn file(&mut self, name: &str, permissions: u32, body: &[u8]) -> io::Result<()> {
+    pub fn file(&mut self, name: &str, permissions: u32, body: &[u8]) -> io::Result<()> {
         self.entry(name, 0o100_000 | permissions, &Content::File(body))
     }
 
     /// Adds a character device that everyone may use.
-    pub(crate) fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
+    pub fn character_device(&mut self, name: &str, major: u32, minor: u32) -> io::Result<()> {
         self.entry(name, 0o020_666, &Content::CharacterDevice { major, minor })
     }
 
     /// Ends the archive and hands the writer back.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    pub fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, &Content::File(&[]))?;
         self.pad(512)?;
         Ok(self.to)

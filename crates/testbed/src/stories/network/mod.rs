@@ -1,0 +1,602 @@
+//! What containers reach and by what they are reached. Real packets, between containers, this host, and an "outside" that is
+//! a network namespace of the story's own.
+
+mod outside;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use beta9_types::RuntimeKind;
+use serde_json::Value;
+
+use super::stories;
+use crate::World;
+use crate::program::Invocation;
+use crate::site::Site;
+use crate::world::Container;
+use outside::{Outside, command};
+
+stories![
+    Core a_container_has_addresses_of_both_families,
+    Core a_container_reaches_its_host_and_the_outside,
+    Full containers_reach_each_other,
+    Core a_published_port_is_reached_from_everywhere,
+    Full a_port_that_is_taken_is_told,
+    Full a_container_without_a_network_has_loopback_alone,
+    Full a_container_in_the_hosts_network_has_the_hosts_interfaces,
+    Full a_namespace_of_somebody_else_is_joined_and_left_as_it_was,
+    Full the_network_of_another_container_is_shared,
+    Full a_container_in_a_namespace_of_its_own_knows_its_name,
+    Full a_blocked_container_reaches_nobody,
+    Full a_container_reaches_only_what_it_is_allowed_to,
+    Full a_policy_changes_while_it_runs,
+    Full the_clouds_metadata_is_out_of_reach,
+    Full an_address_that_is_not_its_own_is_of_no_use,
+    Full a_restarted_container_keeps_its_address_and_its_network,
+    Full a_rate_is_kept_to_in_both_directions,
+    Full many_containers_start_at_once,
+    Full a_firewall_that_drops_is_opened_and_closed_again,
+];
+
+/// How long a packet may take that arrives.
+const ARRIVES: Duration = Duration::from_secs(20);
+/// How long somebody may take to ask whose machine boots first.
+const BOOTS: Duration = Duration::from_secs(120);
+/// How many seconds a story waits for a packet that must not arrive.
+const LOST: &str = "2";
+
+fn end_of(container: &Container<'_, '_>) -> Result<Value> {
+    let known = container.inspect()?;
+    ensure!(!known["network_end"].is_null(), "it has no network: {known:#}");
+    Ok(known["network_end"].clone())
+}
+
+/// The container's address of either family.
+fn addresses(container: &Container<'_, '_>) -> Result<(IpAddr, IpAddr)> {
+    let end = end_of(container)?;
+    let mut found = Vec::new();
+    for address in end["addresses"].as_array().context("no addresses")? {
+        let text = address.as_str().and_then(|text| text.split('/').next()).context("no address")?;
+        found.push(text.parse::<IpAddr>()?);
+    }
+    match found[..] {
+        [four, six] if four.is_ipv4() && six.is_ipv6() => Ok((four, six)),
+        _ => anyhow::bail!("expected an address of each family: {end:#}"),
+    }
+}
+
+/// Answers one connection with the address that it came from.
+fn answer(listener: TcpListener) -> std::thread::JoinHandle<Result<SocketAddr>> {
+    std::thread::spawn(move || {
+        listener.set_nonblocking(true)?;
+        let end = Instant::now() + BOOTS;
+        let (mut stream, from) = loop {
+            match listener.accept() {
+                Ok(accepted) => break accepted,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    ensure!(Instant::now() < end, "nobody connected");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
+        stream.set_nonblocking(false)?;
+        stream.write_all(format!("you are {}\n", from.ip()).as_bytes())?;
+        Ok(from)
+    })
+}
+
+/// What a container says on a port of its own.
+fn ask(to: SocketAddr) -> Result<String> {
+    let mut stream =
+        TcpStream::connect_timeout(&to, ARRIVES).with_context(|| format!("cannot connect to {to}"))?;
+    stream.set_read_timeout(Some(ARRIVES))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("no answer from {to}"))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// A script that answers each connection to a port with a word, and says `ready` when it does.
+fn server(port: u16, word: &str) -> String {
+    // Its own loopback tells whether it listens.
+    format!(
+        "echo 'echo {word}' > /tmp/answer; chmod +x /tmp/answer; nc -ll -p {port} -e sh /tmp/answer & \
+         until nc -w 1 127.0.0.1 {port} </dev/null >/dev/null 2>&1; do sleep 0.1; done; echo ready; wait"
+    )
+}
+
+/// `nc` in a container to an address: prints what it is sent.
+fn nc(container: &Container<'_, '_>, to: IpAddr, port: u16) -> Result<crate::program::Finished> {
+    let script = format!("nc -w {} {to} {port} </dev/null", ARRIVES.as_secs());
+    container.exec(&[], &["sh", "-c", &script]).finish()
+}
+
+/// The same where nothing may come back.
+fn nc_is_lost(container: &Container<'_, '_>, to: IpAddr, port: u16) -> Result<()> {
+    let script = format!("nc -w {LOST} {to} {port} </dev/null");
+    let finished = container.exec(&[], &["sh", "-c", &script]).finish()?;
+    ensure!(finished.code() != 0 && finished.out().is_empty(), "{to}:{port} was reached\n{finished}");
+    Ok(())
+}
+
+fn a_container_has_addresses_of_both_families(world: &World<'_>) -> Result<()> {
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let (four, six) = addresses(&container)?;
+    let end = end_of(&container)?;
+    let shown = container.exec(&[], &["ip", "addr", "show", "dev", "eth0"]).finish()?.ends_with(0)?;
+    for word in [four.to_string(), six.to_string(), end["mac"].as_str().unwrap_or("-").to_owned()] {
+        ensure!(shown.out().contains(&word), "{word} is missing\n{shown}");
+    }
+    let id = container.id.as_str();
+    let namespace = format!("/run/netns/{id}");
+    ensure!(end["namespace"] == namespace.as_str() && end["policy"] == "open", "{end:#}");
+    let links = command("ip", &["-oneline", "link", "show"])?;
+    let tap = format!("b9fc_{}", &id[id.len() - 8..]);
+    let line =
+        links.lines().find(|line| line.contains(&tap)).with_context(|| format!("no {tap} among {links}"))?;
+    ensure!(line.contains("b9h") && line.contains("master b9_br0"), "not a port of the bridge: {line}");
+    // A second one has others.
+    let other = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let (other_four, other_six) = addresses(&other)?;
+    ensure!(four != other_four && six != other_six, "two containers have {four} or {six}");
+    container.run(&["rm", "-f"])?.ends_with(0)?;
+    let left = command("ip", &["-oneline", "link", "show"])?;
+    ensure!(!left.contains(&tap), "{tap} is still there: {left}");
+    ensure!(!std::path::Path::new(&namespace).exists(), "{namespace} is still there");
+    Ok(())
+}
+
+fn a_container_reaches_its_host_and_the_outside(world: &World<'_>) -> Result<()> {
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let (four, six) = addresses(&container)?;
+    let end = end_of(&container)?;
+    for (own, gateway) in [four, six].into_iter().zip(end["gateways"].as_array().context("no gateways")?) {
+        let gateway: IpAddr = gateway.as_str().context("no gateway")?.parse()?;
+        let listener = TcpListener::bind((gateway, 0))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        nc(&container, gateway, port)?.prints(&format!("you are {own}"))?;
+        answering.join().expect("the thread ends")?;
+    }
+    let outside = Outside::make()?;
+    for (address, host) in [(outside.four, outside.host_four), (outside.six, outside.host_six)] {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        // Whoever is outside sees the host.
+        nc(&container, address, port)?.prints(&format!("you are {host}"))?;
+        answering.join().expect("the thread ends")?;
+    }
+    // UDP: a file of one block by TFTP.
+    for address in [outside.four, outside.six] {
+        let socket = outside.inside(move || Ok(UdpSocket::bind((address, 0))?))?;
+        let port = socket.local_addr()?.port().to_string();
+        let serving = std::thread::spawn(move || -> Result<()> {
+            socket.set_read_timeout(Some(ARRIVES))?;
+            let mut request = [0; 512];
+            let (_, from) = socket.recv_from(&mut request)?;
+            socket.send_to(b"\x00\x03\x00\x01by datagram", from)?;
+            Ok(())
+        });
+        let host = address.to_string();
+        let fetch = ["tftp", "-g", "-r", "file", "-l", "/tmp/file", host.as_str(), port.as_str()];
+        container.exec(&[], &fetch).finish()?.ends_with(0)?;
+        serving.join().expect("the thread ends")?;
+        container.exec(&[], &["cat", "/tmp/file"]).finish()?.prints("by datagram")?;
+    }
+    Ok(())
+}
+
+fn containers_reach_each_other(world: &World<'_>) -> Result<()> {
+    let first = world.detach_ready(&[], &server(80, "first"))?;
+    let second = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let (four, six) = addresses(&first)?;
+    for to in [four, six] {
+        nc(&second, to, 80)?.prints("first")?;
+    }
+    let stats = second.run(&["stats", "--no-stream", "--output", "json"])?.ends_with(0)?;
+    let stats: Value = serde_json::from_slice(&stats.stdout)?;
+    let stats = stats.get(0).unwrap_or(&stats);
+    for count in ["network_received_bytes", "network_sent_bytes"] {
+        ensure!(stats[count].as_u64().is_some_and(|bytes| bytes > 100), "{count} is too few in {stats:#}");
+    }
+    Ok(())
+}
+
+/// The host's port for a container's, of IPv4.
+fn published(container: &Container<'_, '_>, port: u16) -> Result<u16> {
+    let end = end_of(container)?;
+    let ports = end["ports"].as_array().context("no ports")?;
+    let found =
+        ports.iter().find(|one| one["container_port"] == port).and_then(|one| one["host_port"].as_u64());
+    Ok(u16::try_from(found.with_context(|| format!("port {port} is not published: {end:#}"))?)?)
+}
+
+fn a_published_port_is_reached_from_everywhere(world: &World<'_>) -> Result<()> {
+    let container = world.detach_ready(&["-p", "8080", "-p", "127.0.0.1::8080"], &server(8080, "served"))?;
+    let port = published(&container, 8080)?;
+    let outside = Outside::make()?;
+    // The host's own processes, by any of its addresses.
+    for host in ["127.0.0.1".parse()?, "::1".parse()?, outside.host_four, outside.host_six] {
+        let heard = ask(SocketAddr::new(host, port))?;
+        ensure!(heard == "served", "{host} answers {heard:?}");
+    }
+    // Others.
+    for host in [outside.host_four, outside.host_six] {
+        let heard = outside.inside(move || ask(SocketAddr::new(host, port)))?;
+        ensure!(heard == "served", "from outside {host} answers {heard:?}");
+    }
+    // Another container, by the host's address.
+    let other = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    nc(&other, outside.host_four, port)?.prints("served")?;
+    // From outside nothing is reached that is not published.
+    let (four, _) = addresses(&container)?;
+    outside.route(four)?;
+    let direct = outside.inside(move || {
+        Ok(TcpStream::connect_timeout(&SocketAddr::new(four, 8080), Duration::from_secs(2)).is_ok())
+    })?;
+    ensure!(!direct, "an unpublished port of {four} was reached from outside");
+    let shown = container.run(&["port"])?.ends_with(0)?.out();
+    ensure!(shown.contains(&format!("8080/tcp -> 0.0.0.0:{port}")), "{shown}");
+    container.run(&["rm", "-f"])?.ends_with(0)?;
+    ensure!(ask(SocketAddr::new("127.0.0.1".parse()?, port)).is_err(), "port {port} is still served");
+    Ok(())
+}
+
+fn a_port_that_is_taken_is_told(world: &World<'_>) -> Result<()> {
+    let holder = TcpListener::bind("127.0.0.1:0")?;
+    let port = holder.local_addr()?.port();
+    let flag = format!("127.0.0.1:{port}:80");
+    let refused = world.run(&["-p", &flag], &["true"])?.ends_with(125)?;
+    refused.complains_of(&[&port.to_string(), "in use"])?;
+    drop(holder);
+    world.run(&["-p", &flag], &["true"])?.ends_with(0)?;
+    world
+        .run(&["--network", "none", "-p", "80"], &["true"])?
+        .ends_with(125)?
+        .complains_of(&["--network bridge"])?;
+    Ok(())
+}
+
+fn a_container_without_a_network_has_loopback_alone(world: &World<'_>) -> Result<()> {
+    let finished = world.run(
+        &["--network", "none"],
+        &["sh", "-c", "ls /sys/class/net 2>/dev/null || ip -o link | cut -d' ' -f2"],
+    )?;
+    let seen = finished.ends_with(0)?.out();
+    let others: Vec<_> =
+        seen.split_whitespace().map(|name| name.trim_end_matches(':')).filter(|name| *name != "lo").collect();
+    // A kernel may have devices of its own making that are connected to nothing.
+    ensure!(!others.contains(&"eth0"), "it has {others:?}");
+    Ok(())
+}
+
+fn a_container_in_the_hosts_network_has_the_hosts_interfaces(world: &World<'_>) -> Result<()> {
+    let host = ["--network", "host"];
+    if world.runtime().is_microvm() {
+        world
+            .run(&host, &["true"])?
+            .ends_with(125)?
+            .complains_of(&["--network host", world.runtime().as_str()])?;
+        return Ok(());
+    }
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let answering = answer(listener);
+    world
+        .run(&host, &["sh", "-c", &format!("nc -w 20 127.0.0.1 {port} </dev/null")])?
+        .prints("you are 127.0.0.1")?;
+    answering.join().expect("the thread ends")?;
+    Ok(())
+}
+
+fn a_namespace_of_somebody_else_is_joined_and_left_as_it_was(world: &World<'_>) -> Result<()> {
+    let outside = Outside::make()?;
+    let before = outside.state()?;
+    let flag = format!("netns:{}", outside.path().display());
+    let container = world.detach_ready(&["--network", &flag], &server(80, "inside"))?;
+    for address in [outside.four, outside.six] {
+        let heard = ask(SocketAddr::new(address, 80))?;
+        ensure!(heard == "inside", "{address} answers {heard:?}");
+    }
+    container.run(&["rm", "-f"])?.ends_with(0)?;
+    let after = outside.state()?;
+    ensure!(before == after, "the namespace was\n{before}\nand is\n{after}");
+    world
+        .run(&["--network", "netns:/etc/passwd"], &["true"])?
+        .ends_with(125)?
+        .complains_of(&["not a network namespace"])?;
+    Ok(())
+}
+
+fn the_network_of_another_container_is_shared(world: &World<'_>) -> Result<()> {
+    let first = world.detach_ready(&[], &server(80, "first"))?;
+    let flag = format!("container:{}", first.name);
+    let joining = ["--network", flag.as_str()];
+    let script = "nc -w 20 127.0.0.1 80 </dev/null";
+    let finished = world.run(&joining, &["sh", "-c", script])?;
+    if world.runtime() == RuntimeKind::Runc {
+        finished.prints("first")?;
+    } else {
+        finished.ends_with(125)?.complains_of(&["--network container:", world.runtime().as_str()])?;
+    }
+    Ok(())
+}
+
+fn a_container_in_a_namespace_of_its_own_knows_its_name(world: &World<'_>) -> Result<()> {
+    let flags = ["-h", "thishost", "--add-host", "db:192.0.2.7", "--dns", "192.0.2.53"];
+    let container = world.detach_ready(&flags, "echo ready; sleep 1000")?;
+    let (four, six) = addresses(&container)?;
+    let hosts = container.exec(&[], &["cat", "/etc/hosts"]).finish()?.ends_with(0)?.out();
+    for line in [format!("{four}\tthishost"), format!("{six}\tthishost"), "192.0.2.7\tdb".to_owned()] {
+        ensure!(hosts.lines().any(|own| own == line), "{line:?} is not in\n{hosts}");
+    }
+    ensure!(!hosts.contains("127.0.0.1\tthishost"), "{hosts}");
+    container.exec(&[], &["cat", "/etc/resolv.conf"]).finish()?.prints("nameserver 192.0.2.53")?;
+    Ok(())
+}
+
+fn a_blocked_container_reaches_nobody(world: &World<'_>) -> Result<()> {
+    let other = world.detach_ready(&[], &server(80, "other"))?;
+    let container = world.detach_ready(&["--block-network", "-p", "8080"], &server(8080, "blocked"))?;
+    let outside = Outside::make()?;
+    let listener = outside.inside({
+        let address = outside.four;
+        move || Ok(TcpListener::bind((address, 0))?)
+    })?;
+    let end = end_of(&container)?;
+    ensure!(end["policy"] == "blocked", "{end:#}");
+    let gateway: IpAddr = end["gateways"][0].as_str().context("no gateway")?.parse()?;
+    let of_host = TcpListener::bind((gateway, 0))?;
+    nc_is_lost(&container, outside.four, listener.local_addr()?.port())?;
+    nc_is_lost(&container, gateway, of_host.local_addr()?.port())?;
+    nc_is_lost(&container, addresses(&other)?.0, 80)?;
+    nc_is_lost(&container, addresses(&other)?.1, 80)?;
+    // In neither direction.
+    nc_is_lost(&other, addresses(&container)?.0, 8080)?;
+    let port = published(&container, 8080)?;
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    ensure!(text.is_empty(), "a blocked container answers {text:?}");
+    Ok(())
+}
+
+fn a_container_reaches_only_what_it_is_allowed_to(world: &World<'_>) -> Result<()> {
+    let (allowed, other) = (Outside::make()?, Outside::make()?);
+    let neighbour = world.detach_ready(&[], &server(80, "neighbour"))?;
+    let flags = [allowed.four.to_string(), format!("{}/128", allowed.six)];
+    let flags = ["--allow-network", &flags[0], "--allow-network", &flags[1], "-p", "8080"];
+    let container = world.detach_ready(&flags, &server(8080, "served"))?;
+    for address in [allowed.four, allowed.six] {
+        let listener = allowed.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        let heard = nc(&container, address, port)?.ends_with(0)?;
+        ensure!(heard.out().starts_with("you are"), "{heard}");
+        answering.join().expect("the thread ends")?;
+    }
+    for address in [other.four, other.six] {
+        let listener = other.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        nc_is_lost(&container, address, listener.local_addr()?.port())?;
+    }
+    let gateway: IpAddr = end_of(&container)?["gateways"][0].as_str().context("no gateway")?.parse()?;
+    let of_host = TcpListener::bind((gateway, 0))?;
+    nc_is_lost(&container, gateway, of_host.local_addr()?.port())?;
+    let (four, six) = addresses(&neighbour)?;
+    nc_is_lost(&container, four, 80)?;
+    nc_is_lost(&container, six, 80)?;
+    // Whoever asks it is answered: on the host, and from outside.
+    let port = published(&container, 8080)?;
+    ensure!(
+        ask(SocketAddr::new("127.0.0.1".parse()?, port))? == "served",
+        "its published port is not reached"
+    );
+    let host = other.host_four;
+    let heard = other.inside(move || ask(SocketAddr::new(host, port)))?;
+    ensure!(heard == "served", "from outside it answers {heard:?}");
+    Ok(())
+}
+
+fn a_policy_changes_while_it_runs(world: &World<'_>) -> Result<()> {
+    let outside = Outside::make()?;
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let reaches = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        let port = listener.local_addr()?.port();
+        let answering = answer(listener);
+        let end = Instant::now() + ARRIVES;
+        // A search for a neighbour that went wrong while nothing passed ends first.
+        while let Err(error) = nc(&container, address, port)?.ends_with(0) {
+            ensure!(Instant::now() < end, "{error:#}");
+        }
+        answering.join().expect("the thread ends").map(drop)
+    };
+    let is_lost = |address: IpAddr| -> Result<()> {
+        let listener = outside.inside(move || Ok(TcpListener::bind((address, 0))?))?;
+        nc_is_lost(&container, address, listener.local_addr()?.port())
+    };
+    let change = |policy: &str| container.run(&["update", "--network-policy", policy])?.ends_with(0);
+    reaches(outside.four)?;
+    change("blocked")?;
+    is_lost(outside.four)?;
+    is_lost(outside.six)?;
+    change(&format!("{}/128,10.0.0.0/8", outside.six))?;
+    ensure!(end_of(&container)?["policy"].as_str().is_some_and(|policy| policy.ends_with(",10.0.0.0/8")));
+    reaches(outside.six)?;
+    is_lost(outside.four)?;
+    change("open")?;
+    reaches(outside.four)?;
+    Ok(())
+}
+
+fn the_clouds_metadata_is_out_of_reach(world: &World<'_>) -> Result<()> {
+    let outside = Outside::make()?;
+    outside.add_address("169.254.169.254/32")?;
+    let metadata: IpAddr = "169.254.169.254".parse()?;
+    let container = world.detach_ready(&[], "echo ready; sleep 1000")?;
+    let listener = outside.inside(move || Ok(TcpListener::bind((metadata, 0))?))?;
+    let port = listener.local_addr()?.port();
+    let _answering = answer(listener);
+    nc_is_lost(&container, metadata, port)?;
+    // It is there, for the host.
+    ensure!(
+        ask(SocketAddr::new(metadata, port))?.starts_with("you are"),
+        "the host does not reach it either"
+    );
+    Ok(())
+}
+
+fn an_address_that_is_not_its_own_is_of_no_use(world: &World<'_>) -> Result<()> {
+    let victim = world.detach_ready(&[], &server(80, "victim"))?;
+    let (victim_four, victim_six) = addresses(&victim)?;
+    let container = world.detach_ready(&["--cap-add", "NET_ADMIN"], "echo ready; sleep 1000")?;
+    let gateway: IpAddr = end_of(&container)?["gateways"][0].as_str().context("no gateway")?.parse()?;
+    let listener = TcpListener::bind((gateway, 0))?;
+    let port = listener.local_addr()?.port();
+    let (four, six) = addresses(&container)?;
+    // With the victim's addresses it is nobody, and the victim stays who it is.
+    let steal = format!(
+        "ip addr del {four}/20 dev eth0; ip addr add {victim_four}/20 dev eth0; ip addr del {six}/64 dev eth0; \
+         ip -6 addr add {victim_six}/64 dev eth0; ip route add default via {gateway}; \
+         arping -c 2 -U -I eth0 {victim_four} >/dev/null 2>&1; nc -w {LOST} {gateway} {port} </dev/null"
+    );
+    let stolen = container.exec(&[], &["sh", "-c", &steal]).finish()?;
+    ensure!(stolen.code() != 0 && stolen.out().is_empty(), "it is reached by another's address\n{stolen}");
+    for to in [victim_four, victim_six] {
+        let heard = ask(SocketAddr::new(to, 80))?;
+        ensure!(heard == "victim", "{to} answers {heard:?}");
+    }
+    drop(listener);
+    Ok(())
+}
+
+fn a_restarted_container_keeps_its_address_and_its_network(world: &World<'_>) -> Result<()> {
+    let container = world.detach_ready(&["-p", "8080"], &server(8080, "served"))?;
+    let (four, six) = addresses(&container)?;
+    container.run(&["restart", "-t", "0"])?.ends_with(0)?;
+    ensure!(addresses(&container)? == (four, six), "it has other addresses than {four} and {six}");
+    let port = published(&container, 8080)?;
+    let end = Instant::now() + ARRIVES;
+    loop {
+        match ask(SocketAddr::new("127.0.0.1".parse()?, port)) {
+            Ok(heard) if heard == "served" => return Ok(()),
+            other => ensure!(Instant::now() < end, "it is not reached any more: {other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn a_rate_is_kept_to_in_both_directions(world: &World<'_>) -> Result<()> {
+    const RATE: u64 = 400_000;
+    let rate = RATE.to_string();
+    let script = "dd if=/dev/zero of=/tmp/data bs=100k count=16 2>/dev/null; nc -l -p 80 < /tmp/data & echo ready; \
+                  wait; nc -l -p 81 > /tmp/got; sleep 1000";
+    let container = world.detach_ready(&["--egress-rate", &rate, "--ingress-rate", &rate], script)?;
+    let (four, _) = addresses(&container)?;
+    let within = |count: u64, took: Duration| {
+        let measured = count as f64 / took.as_secs_f64();
+        let ratio = measured / RATE as f64;
+        // Headers are part of the rate.
+        ensure!((0.80..1.10).contains(&ratio), "{measured:.0} bytes per second instead of {RATE}");
+        Ok(())
+    };
+    let mut stream = connect_soon(SocketAddr::new(four, 80))?;
+    stream.set_read_timeout(Some(ARRIVES))?;
+    // What fits into the burst at the beginning is not counted.
+    let mut buffer = vec![0; 100_000];
+    for _ in 0..4 {
+        stream.read_exact(&mut buffer)?;
+    }
+    let began = Instant::now();
+    for _ in 0..10 {
+        stream.read_exact(&mut buffer)?;
+    }
+    within(1_000_000, began.elapsed())?;
+    drop(stream);
+    Ok(())
+}
+
+fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
+    let end = Instant::now() + ARRIVES;
+    loop {
+        match TcpStream::connect_timeout(&to, ARRIVES) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => ensure!(Instant::now() < end, "{to} is not reached: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn many_containers_start_at_once(world: &World<'_>) -> Result<()> {
+    let count = if world.runtime().is_microvm() { 3 } else { 8 };
+    let script = "ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d' ' -f4";
+    let running: Vec<_> =
+        (0..count).map(|_| world.invocation(&[], &["sh", "-c", script]).spawn()).collect::<Result<_>>()?;
+    let mut seen = Vec::new();
+    for one in running {
+        let finished = one.finish()?.ends_with(0)?;
+        ensure!(finished.out().contains("/20"), "no address\n{finished}");
+        seen.push(finished.out());
+    }
+    Ok(())
+}
+
+/// A worker whose host is a namespace of the story's, with Docker's and ufw's chains in it. This machine is the outside.
+fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>) -> Result<()> {
+    let host = Outside::make()?;
+    let net = format!("--net={}", host.path().display());
+    let inside = |words: &[&str]| command("nsenter", &[&[net.as_str()], words].concat());
+    for (program, chain) in [("iptables", "DOCKER-USER"), ("ip6tables", "ufw6-user-forward")] {
+        if std::process::Command::new(program).arg("--version").output().is_err() {
+            println!("skipped: a_firewall_that_drops_is_opened_and_closed_again: it needs {program}");
+            return Ok(());
+        }
+        inside(&[program, "-N", chain])?;
+        inside(&[program, "-A", "FORWARD", "-j", chain])?;
+        inside(&[program, "-P", "FORWARD", "DROP"])?;
+    }
+    let directory = world.directory()?;
+    let bridge = host.link().replace('o', "t");
+    let config = directory.join("worker.yaml");
+    let text = std::fs::read_to_string(world.site().config())?;
+    let network =
+        format!("  network:\n    bridge: {bridge}\n    ipv4: 10.213.0.0/24\n    ipv6: fd00:b9:ffff::/64\n");
+    std::fs::write(&config, text + &network)?;
+    let root = directory.join("root");
+    let worker = |words: &[&str]| {
+        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
+        let program = world.site().program().to_string_lossy();
+        let all = [&[net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
+        Invocation::new("nsenter", all).env("PATH", world.site().path())
+    };
+    let image = Site::requirements()?;
+    worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
+    let rules = || {
+        Ok::<_, anyhow::Error>(inside(&["iptables", "-S", "DOCKER-USER"])? + &inside(&["ip6tables", "-S"])?)
+    };
+    let before = rules()?;
+    for (address, own) in [(host.host_four, host.four), (host.host_six, host.six)] {
+        let listener = TcpListener::bind((address, 0))?;
+        let script = format!("nc -w 20 {address} {} </dev/null", listener.local_addr()?.port());
+        let answering = answer(listener);
+        let flags = ["run", "--rm", "--runtime", world.runtime().as_str(), "busybox", "sh", "-c", &script];
+        worker(&flags).finish()?.prints(&format!("you are {own}"))?;
+        answering.join().expect("the thread ends")?;
+    }
+    let opened = rules()?;
+    ensure!(opened.matches(&format!("--comment {bridge}")).count() == 4, "expected two pairs in\n{opened}");
+    // A worker that ends leaves nothing where no container is left.
+    let serving = worker(&["serve"]).spawn()?;
+    serving.stderr_shows("worker is serving")?;
+    serving.signal(rustix::process::Signal::TERM)?;
+    serving.finish()?.ends_with(0)?;
+    ensure!(rules()? == before, "the rules were\n{before}and are\n{}", rules()?);
+    let left = inside(&["nft", "list", "tables"])? + &inside(&["ip", "-oneline", "link"])?;
+    ensure!(!left.contains(&bridge), "something of the bridge is left: {left}");
+    let _ = std::fs::remove_dir_all(format!("/run/beta9/network/{bridge}"));
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! What a container is connected to: settled when it is created, shown while it runs.
+
+use beta9_network::{Connection, Joined, Nft};
+use beta9_supervisor::{ContainerDirectory, Record};
+use beta9_types::{
+    ContainerRequest, NetworkDefault, NetworkMode, NetworkName, NetworkPlan, NetworkPolicy, RuntimeKind,
+};
+
+use crate::api;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::service::{Worker, blocking};
+
+impl Worker {
+    /// Settles the network of a request, and says what could not be had.
+    pub(super) fn network(
+        &self,
+        request: &ContainerRequest,
+        runtime: RuntimeKind,
+        hostname: &str,
+    ) -> Result<(NetworkPlan, Option<String>)> {
+        let settings = self.pools.network().clone();
+        let options = &request.options.network;
+        let (mode, warning) = match options.mode.clone() {
+            Some(NetworkMode::Container(other)) => (self.container_network(runtime, &other)?, None),
+            Some(NetworkMode::Host) if runtime.is_microvm() => {
+                let text = format!(
+                    "{runtime} does not support --network host: a VM has a network stack of its own; use --network bridge, \
+                     with -p for its ports"
+                );
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            Some(mode) => (mode, None),
+            None => match settings.default {
+                NetworkDefault::Bridge => (NetworkMode::Bridge, None),
+                NetworkDefault::None => (NetworkMode::None, None),
+                NetworkDefault::Host if runtime.is_microvm() => (NetworkMode::None, None),
+                NetworkDefault::Host => (NetworkMode::Host, None),
+                NetworkDefault::Auto => match beta9_network::is_usable() {
+                    Ok(()) => (NetworkMode::Bridge, None),
+                    Err(error) => {
+                        let why = chain(&error);
+                        (NetworkMode::None, Some(format!("the container has loopback alone, because {why}")))
+                    }
+                },
+            },
+        };
+        if mode != NetworkMode::Bridge {
+            let asked = [
+                (!options.ports.is_empty(), "-p"),
+                (options.policy != NetworkPolicy::Open, "--block-network and --allow-network"),
+                (
+                    options.rates.egress.is_some() || options.rates.ingress.is_some(),
+                    "--egress-rate and --ingress-rate",
+                ),
+            ];
+            if let Some((_, flag)) = asked.into_iter().find(|(asked, _)| *asked) {
+                let text =
+                    format!("{flag} needs --network bridge, and this container's is {mode}: leave one out");
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+        }
+        // A name that is none in a network stays one of the container's own.
+        let names = NetworkName::parse(hostname).into_iter().collect();
+        Ok((NetworkPlan { mode, settings, names }, warning))
+    }
+
+    /// Changes whom a container may talk to: now, if it runs, and whenever it is started.
+    pub(super) async fn set_network_policy(&self, container: &str, policy: NetworkPolicy) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no network of this worker's to change: its network is {}",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        record.request.options.network.policy = policy.clone();
+        record.write(&directory)?;
+        let file = Connection::file_in(directory.path());
+        let changed = blocking(move || Connection::set_policy(&file, &Nft::new(None), policy)).await?;
+        changed.map_err(|e| Error::internal("change the container's rules", e))?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
+    /// The network of another container, by its id.
+    fn container_network(&self, runtime: RuntimeKind, other: &str) -> Result<NetworkMode> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+        if runtime != RuntimeKind::Runc {
+            return refuse(format!(
+                "{runtime} does not support --network container:{other}: its network stack is its own; use --network \
+                 bridge, or --runtime runc"
+            ));
+        }
+        let (_, record) = self.find(other)?;
+        if record.runtime != RuntimeKind::Runc {
+            return refuse(format!(
+                "container {other} runs in {}, whose network stack is its own: use --network bridge",
+                record.runtime
+            ));
+        }
+        Ok(NetworkMode::Container(record.id.to_string()))
+    }
+}
+
+/// Bytes that a container has received and sent over the bridge.
+pub(super) fn traffic(directory: &ContainerDirectory, record: &Record) -> Option<(u64, u64)> {
+    let is_bridged = record.network.mode == NetworkMode::Bridge;
+    let connection =
+        is_bridged.then(|| Connection::read(&Connection::file_in(directory.path())).ok().flatten());
+    connection.flatten()?.traffic()
+}
+
+/// A container's end of its network, while it has one.
+pub(super) fn end(directory: &ContainerDirectory, record: &Record) -> Option<api::NetworkEnd> {
+    let file = Connection::file_in(directory.path());
+    let (attachment, connection) = match &record.network.mode {
+        NetworkMode::None | NetworkMode::Host => return None,
+        NetworkMode::Bridge => {
+            let connection = Connection::read(&file).ok().flatten()?;
+            (connection.attachment.clone(), Some(connection))
+        }
+        NetworkMode::Container(_) | NetworkMode::Namespace(_) => {
+            (Joined::read(&file).ok().flatten()?.attachment, None)
+        }
+    };
+    let policy = connection.as_ref().map(|connection| connection.policy.to_string());
+    let ports = connection.iter().flat_map(|connection| &connection.ports);
+    Some(api::NetworkEnd {
+        namespace: attachment.namespace.to_string_lossy().into_owned(),
+        mac: attachment.mac.to_string(),
+        mtu: attachment.mtu,
+        addresses: attachment
+            .addresses
+            .iter()
+            .map(|(address, prefix)| format!("{address}/{prefix}"))
+            .collect(),
+        gateways: attachment
+            .routes
+            .iter()
+            .filter_map(|route| route.gateway)
+            .map(|gateway| gateway.to_string())
+            .collect(),
+        ports: ports
+            .map(|port| api::PublishedPort {
+                host_ip: port.host_ip.to_string(),
+                host_port: port.host_port.into(),
+                container_port: port.container_port.into(),
+                protocol: port.protocol.as_str().to_owned(),
+            })
+            .collect(),
+        policy: policy.unwrap_or_default(),
+        host_interface: connection.map(|connection| connection.interface).unwrap_or_default(),
+        tap: attachment.tap.unwrap_or_default(),
+    })
+}
