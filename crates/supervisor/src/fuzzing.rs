@@ -1,4 +1,4 @@
-//! What the fuzz targets call: only there is it compiled.
+//! What the fuzz targets call: only there, and in tests, is it compiled.
 
 use tokio_util::bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder;

@@ -5,17 +5,21 @@
 //! lock ─▶ mark ─▶ the container, created and never started ─▶ socket, ready ─▶ copies ─▶ delete ─▶ unmark ─▶ unlock
 //! ```
 //!
-//! It ends with its last client, and keeps the container from being started meanwhile. The container's state stays what it
+//! It ends with its last client, or with whoever had it started, and keeps the container from being started meanwhile. The container's state stays what it
 //! was; where this process dies, the mark tells whoever looks next that something has to be taken away.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use beta9_runtime::{Container, Marks, Operations};
 use beta9_sys::reaper::Reaper;
+use beta9_types::Exit;
 use futures_util::StreamExt;
+use tokio::io::Interest;
 use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -54,10 +58,14 @@ pub(crate) async fn serve(directory: ContainerDirectory, record: Record, reaper:
     let (stdio, _ends) = stdio::open(Stdin::Null, None)
         .map_err(|e| Error::caused(ErrorKind::File, "make the container's pipes", e))?;
     let marks = Marks::default();
-    let created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, None, stdio).await;
+    let patron = Patron::of_stdout()?;
+    let created = tokio::select! {
+        created = create(&directory, &record, &marks, &cgroup, runtime.as_ref(), reaper, None, stdio) => created,
+        () = patron.gone() => Err(Exit::start_failed(Exit::OUR_FAILURE, "nobody wants them any more")),
+    };
     let served = match created {
         Ok(mut container) => {
-            let served = lend(&directory, container.as_mut()).await;
+            let served = lend(&directory, container.as_mut(), &patron).await;
             if let Err(error) = container.delete().await {
                 tracing::error!(container = %record.id, error = error.chain(), "runtime left something behind");
             }
@@ -79,7 +87,30 @@ pub(crate) async fn serve(directory: ContainerDirectory, record: Record, reaper:
     served
 }
 
-async fn lend(directory: &ContainerDirectory, container: &mut (dyn Container + '_)) -> Result<()> {
+/// Who had this process started and holds the other end of its stdout for as long as files are wanted.
+struct Patron(Option<pipe::Sender>);
+
+impl Patron {
+    fn of_stdout() -> Result<Self> {
+        let failed = |e| Error::caused(ErrorKind::File, "watch stdout", e);
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        // Started by hand it has no such pipe, and then nobody goes away.
+        Ok(Self(pipe::Sender::from_owned_fd(stdout).ok()))
+    }
+
+    async fn gone(&self) {
+        match &self.0 {
+            Some(pipe) => drop(pipe.ready(Interest::ERROR).await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn lend(
+    directory: &ContainerDirectory,
+    container: &mut (dyn Container + '_),
+    patron: &Patron,
+) -> Result<()> {
     let listener = directory.listen(Socket::Lender)?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|e| Error::caused(ErrorKind::File, "receive SIGTERM", e))?;
@@ -92,6 +123,7 @@ async fn lend(directory: &ContainerDirectory, container: &mut (dyn Container + '
             Err(Error::new(ErrorKind::Gone, text))
         }
         () = stop.notified() => Ok(()),
+        () = patron.gone() => Ok(()),
         _ = terminate.recv() => Ok(()),
     }
 }

@@ -33,7 +33,7 @@ mod client;
 mod directory;
 mod error;
 mod exec;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod lend;

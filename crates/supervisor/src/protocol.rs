@@ -269,6 +269,22 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn streams_of_frames_are_read_as_they_were_written(
+            bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..5),
+            cut in 0usize..20
+        ) {
+            let mut stream = Vec::new();
+            for body in &bodies {
+                stream.extend((body.len() as u32).to_be_bytes());
+                stream.extend(body);
+            }
+            stream.truncate(stream.len().saturating_sub(cut));
+            crate::fuzzing::frames(&stream);
+        }
+    }
+
     #[test]
     fn an_exit_survives() {
         let piece = Piece::Exit(Exit::signaled(9));

@@ -2,16 +2,20 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use beta9_archive::{Links, Owner, Tree, Unpacking, pack, unpack};
 use beta9_sys::namespaces::enter_private_mounts;
 use beta9_types::{StorageMedium, chain};
 
 use crate::directory::ContainerDirectory;
-use crate::lock::try_lock;
+use crate::lock::lock_within;
 use crate::operate::{Copy, Refusal};
 use crate::record::{Record, RootfsSource};
 use crate::rootfs;
+
+/// How long somebody else may need who is about to be done with the container.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Copies files of a container that does not run, with the archive on `stream`. Its files are mounted for this thread
 /// alone, so it must be one that ends with the copy. Blocks, and keeps the container from being started meanwhile.
@@ -36,7 +40,8 @@ pub fn copy_stopped(
         return Err(Refusal::new("what it writes is in its memory, which it does not have: start it first"));
     }
     let failed = |error: &dyn std::error::Error| Refusal::new(chain(error));
-    let lock = try_lock(directory).map_err(|e| failed(&e))?;
+    // A supervisor whose container is over may not have ended yet.
+    let lock = lock_within(directory, PATIENCE).map_err(|e| failed(&e))?;
     let Some(_lock) = lock else {
         return Err(Refusal::new("it is being started or cleaned up: try again"));
     };

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::launch::Loan;
 use crate::service::operate::{is_alive, refused};
 use crate::service::{Worker, launch};
 
@@ -27,7 +28,7 @@ pub(super) struct Outgoing {
 }
 
 enum From {
-    Running(CopyStream),
+    Running(CopyStream, #[expect(dead_code, reason = "held while files are copied")] Option<Loan>),
     Stopped { pipe: pipe::Receiver, verdict: Verdict },
 }
 
@@ -39,9 +40,9 @@ impl Worker {
         let (directory, record) = self.find(container)?;
         let request = CopyOut { path: absolute(&request.path), ..request };
         let files = Copy::Out(request);
-        let from = if let Some(supervisor) = lender(&directory, &record).await? {
+        let from = if let Some((supervisor, loan)) = lender(&directory, &record).await? {
             let begun = supervisor.copy(files).await?;
-            From::Running(begun.map_err(|refusal| refused(&record, refusal))?)
+            From::Running(begun.map_err(|refusal| refused(&record, refusal))?, loan)
         } else {
             let (read, write) = new_pipe()?;
             let verdict = begin_stopped(directory, record.clone(), files, write)?;
@@ -59,7 +60,7 @@ impl Worker {
         let (directory, record) = self.find(&open.container)?;
         let placement = if open.unpack { Placement::Unpacked } else { Placement::Named };
         let files = Copy::In(CopyIn { path: absolute(&open.path), placement, keep_owner: open.keep_owner });
-        let outcome = if let Some(supervisor) = lender(&directory, &record).await? {
+        let outcome = if let Some((supervisor, _loan)) = lender(&directory, &record).await? {
             match supervisor.copy(files).await? {
                 Ok(stream) => copy_in_running(stream, input).await?,
                 Err(refusal) => Err(refusal),
@@ -83,7 +84,7 @@ impl Outgoing {
     /// The next part of the archive; `None` when it is whole.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         match &mut self.from {
-            From::Running(stream) => match stream.next().await? {
+            From::Running(stream, _) => match stream.next().await? {
                 Ok(bytes) => Ok(bytes.map(|bytes| bytes.to_vec())),
                 Err(refusal) => Err(refused(&self.record, refusal)),
             },
@@ -153,9 +154,12 @@ async fn copy_in_stopped(
 
 /// Who copies files of the container: its supervisor, or where it does not run and its disk is a guest's, whoever boots one.
 /// `None` where the files are there for everybody.
-async fn lender(directory: &ContainerDirectory, record: &Record) -> Result<Option<Supervisor>> {
+async fn lender(
+    directory: &ContainerDirectory,
+    record: &Record,
+) -> Result<Option<(Supervisor, Option<Loan>)>> {
     if is_alive(&StateFile::read(directory)?.state) {
-        return Ok(Some(Supervisor::of(directory.clone())));
+        return Ok(Some((Supervisor::of(directory.clone()), None)));
     }
     if !record.runtime.is_microvm() {
         return Ok(None);
@@ -163,11 +167,11 @@ async fn lender(directory: &ContainerDirectory, record: &Record) -> Result<Optio
     if needs_recovery(directory)? {
         launch::recover(directory).await?;
     }
-    launch::lend(directory).await.map_err(|error| {
+    let loan = launch::lend(directory).await.map_err(|error| {
         let text = format!("container {}: {}", record.id.short(), crate::error::chain(&error));
         Error::new(error.kind(), text)
     })?;
-    Ok(Some(Supervisor::lender_of(directory.clone())))
+    Ok(Some((Supervisor::lender_of(directory.clone()), Some(loan))))
 }
 
 /// Copies on a thread of its own, which ends with the copy.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use beta9_supervisor::{ContainerDirectory, Purpose};
 use beta9_sys::command::CommandExtra;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,15 +32,21 @@ pub(crate) fn own_program() -> std::process::Command {
 /// Starts the supervisor of a created container. Returns when its socket accepts clients.
 pub(super) async fn start(directory: &ContainerDirectory) -> Result<()> {
     let child = spawn(directory, Purpose::Start, Stdio::piped())?;
-    if is_ready(child, READY_DEADLINE).await { Ok(()) } else { Err(unready(directory)) }
+    let (is_ready, _) = is_ready(child, READY_DEADLINE).await;
+    if is_ready { Ok(()) } else { Err(unready(directory)) }
 }
 
+/// While it is there, the files of a container that does not run are lent out. Whoever lends them learns of its end, also
+/// by the end of this process.
+#[derive(Debug)]
+pub(super) struct Loan(#[expect(dead_code, reason = "held open")] Option<ChildStdout>);
+
 /// Has the files of a container that does not run lent out. Returns when they can be copied.
-pub(super) async fn lend(directory: &ContainerDirectory) -> Result<()> {
+pub(super) async fn lend(directory: &ContainerDirectory) -> Result<Loan> {
     let said_before = std::fs::metadata(directory.supervisor_log()).map_or(0, |meta| meta.len());
     let child = spawn(directory, Purpose::Lend, Stdio::piped())?;
-    if is_ready(child, LEND_DEADLINE).await {
-        return Ok(());
+    if let (true, stdout) = is_ready(child, LEND_DEADLINE).await {
+        return Ok(Loan(stdout));
     }
     let said = said_since(directory, said_before);
     let why =
@@ -48,12 +54,12 @@ pub(super) async fn lend(directory: &ContainerDirectory) -> Result<()> {
     Err(Error::new(ErrorKind::Precondition, format!("its files cannot be reached: {why}")))
 }
 
-/// Whether a supervisor says that it is ready before it ends.
-async fn is_ready(mut child: Child, deadline: Duration) -> bool {
+/// Whether a supervisor says that it is ready before it ends, and its stdout, on which it says no more.
+async fn is_ready(mut child: Child, deadline: Duration) -> (bool, Option<ChildStdout>) {
     let mut line = String::new();
-    let stdout = child.stdout.take();
+    let mut stdout = child.stdout.take();
     let ready = async {
-        if let Some(stdout) = stdout {
+        if let Some(stdout) = &mut stdout {
             // End-of-file without the line means that it died.
             let _ = BufReader::new(stdout).read_line(&mut line).await;
         }
@@ -61,7 +67,7 @@ async fn is_ready(mut child: Child, deadline: Duration) -> bool {
     let answered = tokio::time::timeout(deadline, ready).await;
     // Whoever starts a process collects it; without a daemon that falls to init when we are gone.
     tokio::spawn(async move { child.wait().await });
-    answered.is_ok() && line.trim() == "ready"
+    (answered.is_ok() && line.trim() == "ready", stdout)
 }
 
 /// Has a supervisor clean up after one that died. Returns when it is done.
