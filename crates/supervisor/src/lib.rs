@@ -58,7 +58,7 @@ pub use directory::ContainerDirectory;
 pub use error::{Error, ErrorKind, Result};
 pub use lend::end_lending;
 pub use life::{Purpose, cgroup_oci_path, supervise};
-pub use lock::{Liveness, liveness};
+pub use lock::{Liveness, await_end, liveness};
 pub use log::{LogEntry, LogFiles, LogParser, Stream, timestamp};
 pub use operate::{Answer, Copy, Operation, Refusal};
 pub use protocol::{AttachFrom, ExecSpec, Piece, Reads, Until, Update};

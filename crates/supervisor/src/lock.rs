@@ -26,6 +26,12 @@ pub fn liveness(directory: &ContainerDirectory) -> Result<Liveness> {
     }
 }
 
+/// Waits until the supervisor of the container in `directory` has ended, for `patience` at most.
+pub fn await_end(directory: &ContainerDirectory, patience: Duration) {
+    // One whose directory is gone has ended as well.
+    let _ = lock_within(directory, patience);
+}
+
 /// The lock of a supervisor; held until it is dropped.
 pub(crate) struct SupervisorLock(#[expect(dead_code, reason = "held for its lock")] File);
 

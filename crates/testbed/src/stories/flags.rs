@@ -15,6 +15,7 @@ stories![
 /// For each flag that takes a value, one that it does not take, and a word that the complaint has beside the flag's name.
 const BAD: &[(&str, &str)] = &[
     ("add-host", "db"),
+    ("allow-network", "everywhere"),
     ("blkio-weight", "9999"),
     ("cap-add", "ROOT"),
     ("cap-drop", "ROOT"),
@@ -34,12 +35,14 @@ const BAD: &[(&str, &str)] = &[
     ("dns", "example.org"),
     ("dns-option", "two words"),
     ("dns-search", "two words"),
+    ("egress-rate", "fast"),
     ("env", "=value"),
     ("env-file", "/no/such/file"),
     ("filter", "colour=blue"),
     ("format", "{{nonsense}}"),
     ("group-add", "no-such-group"),
     ("hostname", "two words"),
+    ("ingress-rate", "fast"),
     ("label", "=x"),
     ("label-file", "/no/such/file"),
     ("last", "many"),
@@ -47,12 +50,16 @@ const BAD: &[(&str, &str)] = &[
     ("memory", "much"),
     ("memory-reservation", "much"),
     ("memory-swap", "x"),
+    ("mount", "type=bind"),
     ("name", "-x-"),
+    ("network", "no such network"),
+    ("network-policy", "sometimes"),
     ("output", "xml"),
     ("patience", "long"),
     ("pids-limit", "x"),
     ("platform", "abacus"),
     ("pool", "no-such-pool"),
+    ("publish", "http"),
     ("pull", "sometimes"),
     ("restart", "sometimes"),
     ("runtime", "no-such-runtime"),
@@ -63,6 +70,7 @@ const BAD: &[(&str, &str)] = &[
     ("since", "yesterday"),
     ("stop-signal", "NOPE"),
     ("stop-timeout", "-1"),
+    ("storage-opt", "colour=blue"),
     ("sysctl", "kernel.hostname=x"),
     ("tag", "UPPER CASE"),
     ("tail", "some"),
@@ -72,7 +80,8 @@ const BAD: &[(&str, &str)] = &[
     ("ulimit", "files=1"),
     ("until", "yesterday"),
     ("user", "no-such-user"),
-    ("volume", "/only"),
+    ("volume", "/a:/b:what"),
+    ("volumes-from", "no-such-container"),
     ("workdir", "relative"),
 ];
 
@@ -86,7 +95,7 @@ const FREE: &[(&str, &str)] = &[
 ];
 
 /// Commands that are not tried: what they take is tried where they are.
-const ELSEWHERE: [&str; 6] = ["serve", "init", "status", "config", "doctor", "completion"];
+const ELSEWHERE: [&str; 7] = ["serve", "init", "status", "config", "doctor", "completion", "kernel"];
 
 /// A command and the long names of its flags that take a value.
 struct Taking {
@@ -172,7 +181,7 @@ fn a_bad_value_of_any_flag_is_one_sentence(world: &World<'_>) -> Result<()> {
             match words[0] {
                 "run" | "create" => words.extend(["busybox", "true"]),
                 "exec" => words.extend([&container.name, "true"]),
-                "image" if matches!(words[1], "ls" | "prune") => {}
+                "image" | "volume" if matches!(words[1], "ls" | "prune" | "create") => {}
                 "image" | "pull" | "push" => words.push("busybox"),
                 "ps" | "events" | "container" | "login" => {}
                 _ => words.push(&container.name),

@@ -3,18 +3,23 @@
 //! While the container runs, its supervisor sends the log; afterwards its files are read, from where the supervisor
 //! stopped. Either way a slow client holds up nobody.
 
+use std::time::Duration;
+
 use beta9_supervisor::{
     AttachFrom, ContainerDirectory, ErrorKind as SupervisorErrorKind, LogEntry, LogFiles, LogParser, Piece,
-    Record, SessionInput, SessionOutput, Supervisor, Until,
+    Record, SessionInput, SessionOutput, Supervisor, Until, await_end,
 };
 use beta9_types::{ContainerState, Exit};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::service::Worker;
 use crate::service::follow::Follower;
+use crate::service::{Worker, blocking};
 
 /// Bytes of a log that are read at a time.
 const CHUNK: usize = 64 << 10;
+
+/// How long a container may take to remove itself after its end.
+const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A container's output, entry by entry, and its end.
 pub(super) struct Output {
@@ -122,6 +127,20 @@ impl Output {
     /// Bytes of the log before what comes next.
     pub(super) fn position(&self) -> u64 {
         self.parser.position()
+    }
+
+    /// Waits until a container that removes itself at its end has done so, lest its name and its image seem to be in use to
+    /// whoever waited for that end.
+    pub(super) async fn see_removal(&self) {
+        let directory = self.directory.clone();
+        let waited = blocking(move || {
+            if let Ok(Some(record)) = Record::read(&directory)
+                && record.request.auto_remove
+            {
+                await_end(&directory, REMOVAL_DEADLINE);
+            }
+        });
+        let _ = waited.await;
     }
 
     /// The next piece of output; after all of it the exit, where the container is over; then `None`.

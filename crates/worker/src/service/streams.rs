@@ -158,7 +158,10 @@ async fn send_output(mut output: Output, to: Answers<api::AttachResponse>) -> Re
     while let Some(event) = output.next().await? {
         let messages = match event {
             Event::Entries(entries) => merge(entries),
-            Event::Exit(exit) => vec![Message::Exit((&exit).into())],
+            Event::Exit(exit) => {
+                output.see_removal().await;
+                vec![Message::Exit((&exit).into())]
+            }
         };
         for message in messages {
             if to.send(Ok(api::AttachResponse { message: Some(message) })).await.is_err() {
