@@ -28,8 +28,8 @@ pub fn liveness(directory: &ContainerDirectory) -> Result<Liveness> {
 
 /// Waits until the supervisor of the container in `directory` has ended, for `patience` at most.
 pub fn await_end(directory: &ContainerDirectory, patience: Duration) {
-    // One whose directory is gone has ended as well.
-    let _ = lock_within(directory, patience);
+    // One whose lock is gone has ended as well.
+    let _ = lock_existing(directory, patience);
 }
 
 /// The lock of a supervisor; held until it is dropped.
@@ -42,9 +42,14 @@ pub(crate) fn lock_within(
     directory: &ContainerDirectory,
     patience: Duration,
 ) -> Result<Option<SupervisorLock>> {
-    if let Some(lock) = try_lock(directory)? {
-        return Ok(Some(lock));
+    match try_lock(directory)? {
+        Some(lock) => Ok(Some(lock)),
+        None => lock_existing(directory, patience),
     }
+}
+
+/// The same for a lock that is there: it is not made where it is not.
+fn lock_existing(directory: &ContainerDirectory, patience: Duration) -> Result<Option<SupervisorLock>> {
     let path = directory.lock();
     let file = File::open(&path).map_err(|e| Error::file("open", &path, e))?;
     let (sender, locked) = std::sync::mpsc::channel();

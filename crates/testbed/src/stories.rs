@@ -100,6 +100,6 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), count);
         let core = all().filter(|story| story.tier == Tier::Core).count();
-        assert!((15..=48).contains(&core), "{core} core stories");
+        assert!((15..=55).contains(&core), "{core} core stories");
     }
 }

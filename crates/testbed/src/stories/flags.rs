@@ -178,6 +178,9 @@ fn a_bad_value_of_any_flag_is_one_sentence(world: &World<'_>) -> Result<()> {
                 );
             }
             words.push(&bad);
+            if words[..2] == ["volume", "prune"] {
+                words.push("--force");
+            }
             match words[0] {
                 "run" | "create" => words.extend(["busybox", "true"]),
                 "exec" => words.extend([&container.name, "true"]),

@@ -99,8 +99,6 @@ const OF_COMMANDS: &[(&str, &[(&str, &str)])] = &[
         &[
             ("--link", "containers are not linked; leave it out"),
             ("-l", "containers are not linked; leave it out"),
-            ("--volumes", "a container's own files go with it, and host paths stay; leave it out"),
-            ("-v", "a container's own files go with it, and host paths stay; leave it out"),
         ],
     ),
     (
