@@ -14,7 +14,14 @@ use crate::{Error, Result};
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Says so, rather than leave it to the descriptor's end: a program that is just being started has a copy of that.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Lock {
@@ -33,7 +40,7 @@ impl Lock {
     pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Self>> {
         let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(Error::io("lock", path, error)),
         }
@@ -48,7 +55,7 @@ impl Lock {
         let file = open(path)?;
         loop {
             match flock(&file, operation) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(Error::io("lock", path, error)),
             }

@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use beta9_types::{RuntimeKind, RuntimeSettings};
 use serde::{Deserialize, Serialize};
@@ -175,7 +176,10 @@ fn make(root: &Path, embedded: &Embedded, modules: &Path) -> Result<PathBuf> {
 pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = directory.join(format!(".{name}.{}", std::process::id()));
+    // Pools that are set up side by side write the same file.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let partial = directory.join(format!(".{name}.{}.{number}", std::process::id()));
     let write = || {
         let mut file = fs::File::create(&partial)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -221,6 +225,20 @@ mod tests {
         assert!(holds(&modular, b"other modules"));
         let names: Vec<_> = fs::read_dir(place(root.path())).unwrap().flatten().collect();
         assert_eq!(names.len(), 4, "nothing half-made is left");
+    }
+
+    #[test]
+    fn files_are_written_side_by_side() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("one.img");
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| (0..50).try_for_each(|_| write(&path, b"whole", 0o444))))
+                .collect();
+            writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }
 
     #[test]
