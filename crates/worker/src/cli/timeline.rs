@@ -19,6 +19,7 @@ fn spent_on(phase: &str) -> &'static str {
         "created" => "everything else of the container",
         "running" => "its program is executed",
         "exited" => "its program ran",
+        "engine_ended" => "the guest writes what is left, its engine ends",
         "cleaned" => "everything is given back",
         _ => "",
     }
