@@ -23,7 +23,7 @@ use beta9_wire::{
 mod execs;
 
 use super::*;
-use crate::engine::{Host, Process, Stuck, Tail, VSOCK, VmDirectory};
+use crate::engine::{Controls, Host, Process, Stuck, Tail, VSOCK, VmDirectory};
 use crate::guest_spec::{Stdin, translate};
 
 const QUICK: Deadlines = Deadlines {

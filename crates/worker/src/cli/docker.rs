@@ -83,7 +83,6 @@ const OF_COMMANDS: &[(&str, &[(&str, &str)])] = &[
             ("--cpuset-cpus", "they are chosen when a container is made, by `create --cpuset-cpus`"),
             ("--cpuset-mems", "they are chosen when a container is made, by `create --cpuset-mems`"),
             ("--kernel-memory", "use --memory, which counts the kernel's memory, too"),
-            ("--memory-reservation", "it is chosen when a container is made; use --memory"),
             ("--memory-swap", "swap stays as much as it was beside the memory; use --memory"),
         ],
     ),

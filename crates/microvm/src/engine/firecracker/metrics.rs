@@ -160,7 +160,7 @@ mod tests {
         "block_d0":{"read_bytes":4096},"logger":{"missed_metrics_count":0,"missed_log_count":1},
         "seccomp":{"num_faults":0},"vcpu":{"failures":0,"exit_io_in":7},"vsock":{"rx_bytes_count":10,"tx_bytes_count":5}}"#;
 
-    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    #[tokio::test(flavor = "current_thread")]
     async fn lines_are_added_up_and_rubbish_is_passed_over() {
         let root = tempfile::tempdir().unwrap();
         let directory = VmDirectory::create(root.path(), &ContainerId::parse("c1").unwrap()).unwrap();
