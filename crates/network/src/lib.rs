@@ -33,6 +33,7 @@ mod namespace;
 mod nft;
 mod ports;
 mod proxy;
+mod rates;
 mod tap;
 
 pub use bridge::{is_usable, remove_unused};
