@@ -4,6 +4,8 @@
 //! beta9_pool_ready{pool,asked,used}         1 when the pool has a runtime that works, else 0
 //! beta9_pool_fell_back{pool,asked,used}     1 when it is not the one that was asked for: isolation is not what was meant
 //! beta9_containers{runtime,status}          containers by runtime and state
+//! beta9_container_network_received_bytes_total{id,runtime}   what a container that is on the bridge has received,
+//! beta9_container_network_sent_bytes_total{id,runtime}       and sent
 //! ```
 
 use std::net::SocketAddr;
@@ -15,6 +17,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -37,6 +40,12 @@ struct PoolLabels {
 struct ContainerLabels {
     runtime: String,
     status: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TrafficLabels {
+    id: String,
+    runtime: String,
 }
 
 /// Serves `GET /metrics` on `address` until the process ends.
@@ -76,6 +85,23 @@ async fn render(worker: &Worker) -> Result<String> {
     }
     for (runtime, status) in worker.tally().await? {
         containers.get_or_create(&ContainerLabels { runtime, status }).inc();
+    }
+    let received = Family::<TrafficLabels, Counter>::default();
+    let sent = Family::<TrafficLabels, Counter>::default();
+    registry.register(
+        "container_network_received_bytes",
+        "What a container on the bridge has received",
+        received.clone(),
+    );
+    registry.register(
+        "container_network_sent_bytes",
+        "What a container on the bridge has sent",
+        sent.clone(),
+    );
+    for traffic in worker.traffic().await? {
+        let labels = TrafficLabels { id: traffic.id, runtime: traffic.runtime };
+        received.get_or_create(&labels).inc_by(traffic.received);
+        sent.get_or_create(&labels).inc_by(traffic.sent);
     }
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|e| Error::internal("write metrics", e))?;

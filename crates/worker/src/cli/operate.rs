@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::{MemoryBytes, NetworkPolicy, RestartPolicy};
+use beta9_types::{ContainerPort, MemoryBytes, NetworkPolicy, PortMapping, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
@@ -44,9 +44,15 @@ pub(super) struct UpdateArgs {
     /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
-    /// Whom it may talk to from now on: open, blocked, or networks with commas between them.
+    /// Whom it may talk to from now on: open, blocked, or networks and host names with commas between them.
     #[arg(long, value_name = "POLICY")]
     network_policy: Option<NetworkPolicy>,
+    /// Serve a port of the container on the host from now on, as `run -p` does.
+    #[arg(long, value_name = "[IP:][HOST:]CONTAINER[/udp]")]
+    publish_add: Vec<PortMapping>,
+    /// Do not serve a port of the container any more.
+    #[arg(long, value_name = "CONTAINER[/udp]")]
+    publish_rm: Vec<ContainerPort>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -69,7 +75,8 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, containers } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, publish_add, publish_rm, containers } =
+        args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
             container: container.clone(),
@@ -78,6 +85,8 @@ pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
             pids: pids_limit,
             restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
             network_policy: network_policy.as_ref().map(NetworkPolicy::to_string).unwrap_or_default(),
+            publish_add: publish_add.iter().map(ToString::to_string).collect(),
+            publish_remove: publish_rm.iter().map(ToString::to_string).collect(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)

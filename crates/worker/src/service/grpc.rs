@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use beta9_supervisor::{Operation, OwnVolumes};
 use beta9_types::{
-    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, RestartPolicy,
-    SignalNumber,
+    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, PortChange,
+    RestartPolicy, SignalNumber,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -243,8 +243,32 @@ impl ContainerService for Server {
         &self,
         request: Request<api::UpdateRequest>,
     ) -> Result<Response<api::UpdateResponse>, Status> {
-        let api::UpdateRequest { container, memory_bytes, nano_cpus, pids, restart, network_policy } =
-            request.into_inner();
+        let api::UpdateRequest {
+            container,
+            memory_bytes,
+            nano_cpus,
+            pids,
+            restart,
+            network_policy,
+            publish_add,
+            publish_remove,
+        } = request.into_inner();
+        let policy = match network_policy.as_str() {
+            "" => None,
+            text => Some(text.parse::<NetworkPolicy>().map_err(Error::from)?),
+        };
+        let ports = PortChange {
+            remove: publish_remove
+                .iter()
+                .map(|port| port.parse())
+                .collect::<Result<_, _>>()
+                .map_err(Error::from)?,
+            add: publish_add
+                .iter()
+                .map(|port| port.parse())
+                .collect::<Result<_, _>>()
+                .map_err(Error::from)?,
+        };
         let restart = match restart.as_str() {
             "" => None,
             text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
@@ -261,12 +285,14 @@ impl ContainerService for Server {
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
         let is_all = change.is_empty() && restart.is_none();
-        if network_policy.is_empty() || !is_all {
+        if (policy.is_none() && ports.is_empty()) || !is_all {
             self.worker.update(&container, change, restart).await?;
         }
-        if !network_policy.is_empty() {
-            let policy = network_policy.parse::<NetworkPolicy>().map_err(Error::from)?;
+        if let Some(policy) = policy {
             self.worker.set_network_policy(&container, policy).await?;
+        }
+        if !ports.is_empty() {
+            self.worker.change_ports(&container, ports).await?;
         }
         Ok(Response::new(api::UpdateResponse {}))
     }

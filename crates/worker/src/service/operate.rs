@@ -40,8 +40,7 @@ impl Worker {
         restart: Option<RestartPolicy>,
     ) -> Result<()> {
         if change.is_empty() && restart.is_none() {
-            let text =
-                "nothing to update: give --memory, --cpus, --pids-limit, --restart or --network-policy";
+            let text = "nothing to update: give --memory, --cpus, --pids-limit, --restart, --network-policy, --publish-add or --publish-rm";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         let (directory, mut record) = self.find(container)?;
@@ -65,7 +64,7 @@ impl Worker {
         self.remember_limits(&directory, record, change)
     }
 
-    async fn operate(
+    pub(super) async fn operate(
         &self,
         directory: &ContainerDirectory,
         record: &Record,

@@ -156,6 +156,8 @@ fn names(message: &mut api::CreateRequest) -> Result<NameOptions> {
 fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
     /// More networks than anybody has reason to name.
     const MAX_ALLOWED: usize = 256;
+    /// The same for names.
+    const MAX_ALIASES: usize = 64;
     /// The least that a connection can be made with, and what no interface reaches.
     const RATES: std::ops::RangeInclusive<u64> = 10_000..=1_000_000_000_000;
     let rate = |name: &str, rate: u64| match rate {
@@ -172,7 +174,9 @@ fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
         (true, 0) => NetworkPolicy::Blocked,
         (false, count) if count <= MAX_ALLOWED => NetworkPolicy::Only(parsed(&message.allow_networks)?),
         (false, _) => {
-            return Err(invalid(format!("more than {MAX_ALLOWED} networks to talk to: name larger ones")));
+            return Err(invalid(format!(
+                "more than {MAX_ALLOWED} networks or names to talk to: use larger networks"
+            )));
         }
         (true, _) => {
             return Err(invalid("--block-network and --allow-network cannot both be meant: leave one out"));
@@ -185,6 +189,10 @@ fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
         rates: RateLimits {
             egress: rate("egress rate", message.egress_rate)?,
             ingress: rate("ingress rate", message.ingress_rate)?,
+        },
+        aliases: match message.network_aliases.len() {
+            count if count <= MAX_ALIASES => parsed(&message.network_aliases)?,
+            _ => return Err(invalid(format!("more than {MAX_ALIASES} names in the network: use fewer"))),
         },
     })
 }

@@ -166,7 +166,7 @@ pub(super) fn a_rate_of_sending_is_kept_to(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
+pub(super) fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
     let end = Instant::now() + ARRIVES;
     loop {
         match TcpStream::connect_timeout(&to, ARRIVES) {
