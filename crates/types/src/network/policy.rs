@@ -27,7 +27,8 @@ pub enum Allowed {
     Name(HostPattern),
 }
 
-/// A host name, or `*.` and the end of host names.
+/// A host name of two words at least, or `*.` and the end of host names. One word alone is a slip of the pen, or a container's
+/// name, which is none of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HostPattern(String);
@@ -46,7 +47,7 @@ impl HostPattern {
         // A name that ends in a number is an address gone wrong.
         let last = name.rsplit('.').next().unwrap_or_default();
         let is_number = last.bytes().all(|byte| byte.is_ascii_digit());
-        if name.len() <= 253 && name.split('.').all(is_label) && !is_number {
+        if name.len() <= 253 && text.contains('.') && name.split('.').all(is_label) && !is_number {
             Ok(Self(text))
         } else {
             Err(ParseError::new("host name", &text, Self::RULE))
@@ -168,8 +169,8 @@ mod tests {
 
     #[test]
     fn networks_and_names_are_told_apart() {
-        let policy: NetworkPolicy = "10.0.0.0/8,Example.com,*.example.org,fd00::/64,db".parse().unwrap();
-        assert_eq!(policy.to_string(), "10.0.0.0/8,example.com,*.example.org,fd00::/64,db");
+        let policy: NetworkPolicy = "10.0.0.0/8,Example.com,*.example.org,fd00::/64,*.test".parse().unwrap();
+        assert_eq!(policy.to_string(), "10.0.0.0/8,example.com,*.example.org,fd00::/64,*.test");
         assert_eq!((policy.networks().count(), policy.names().count()), (2, 3));
         let text = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<NetworkPolicy>(&text).unwrap(), policy);
