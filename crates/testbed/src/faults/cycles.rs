@@ -77,7 +77,7 @@ impl Bridge {
     }
 }
 
-/// On runc, which starts most of them in a time.
+/// Every command does its own work, without a worker: so each is somebody else. On runc, which starts most of them in a time.
 pub(super) fn leave_nothing() -> Result<()> {
     at(Site::prepare()?, |site| {
         let process = std::process::id();
@@ -98,8 +98,6 @@ pub(super) fn leave_nothing() -> Result<()> {
         };
         let image = images().join("busybox");
         worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
-        let serving = worker(&["serve"]).spawn()?;
-        serving.stderr_shows("worker is serving")?;
         let script = "ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d' ' -f4";
         let run = ["run", "--rm", "--runtime", "runc", "-p", "80", "busybox", "sh", "-c"];
         // The first makes the bridge, which stays.
@@ -135,6 +133,9 @@ pub(super) fn leave_nothing() -> Result<()> {
         let left = bridge.count(&known)?;
         println!("{AT_ONCE} at once in {} ms leave {left:?}", began.elapsed().as_millis());
         ensure!(left == empty, "{AT_ONCE} starts at once leave {left:?} instead of {empty:?}");
+        // A worker that ends takes the bridge away.
+        let serving = worker(&["serve"]).spawn()?;
+        serving.stderr_shows("worker is serving")?;
         serving.signal(rustix::process::Signal::TERM)?;
         serving.finish()?.ends_with(0)?;
         let links = output("ip", &["-oneline", "link", "show"])?;
