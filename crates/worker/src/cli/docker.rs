@@ -53,8 +53,6 @@ const OF_RUN: &[(&str, &str)] = &[
     ("--ip", "the worker gives addresses; `inspect` shows them"),
     ("--ip6", "the worker gives addresses; `inspect` shows them"),
     ("--mac-address", "the worker gives addresses; `inspect` shows them"),
-    ("--network-alias", "use --add-host in the others"),
-    ("--net-alias", "use --add-host in the others"),
 ];
 
 /// Flags of other commands.
