@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use beta9_runtime::Operations;
 use beta9_types::{
-    ContainerState, CopyIn, CopyOut, DiskRate, LimitChange, ProcessInfo, RestartPolicy, Usage,
+    ContainerState, CopyIn, CopyOut, DiskRate, LimitChange, PortChange, ProcessInfo, RestartPolicy, Usage,
 };
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,11 @@ pub enum Operation {
     LimitDisks {
         /// To what.
         rate: DiskRate,
+    },
+    /// Change which of its ports the host serves.
+    Ports {
+        /// How.
+        change: PortChange,
     },
     /// Change what happens when it ends.
     Restart {
@@ -134,8 +139,8 @@ pub(crate) async fn run(
         Operation::Update { change } => operations.update(change).await.map(|()| Answer::Done),
         Operation::ReserveMemory { bytes } => operations.reserve_memory(bytes).await.map(|()| Answer::Done),
         Operation::LimitDisks { rate } => operations.limit_disks(rate).await.map(|()| Answer::Done),
-        // The owner of the container has done it: no runtime knows of policies.
-        Operation::Restart { .. } => Ok(Answer::Done),
+        // The owner of the container has done it: no runtime knows of policies, or of ports.
+        Operation::Restart { .. } | Operation::Ports { .. } => Ok(Answer::Done),
     };
     Over { operation, outcome: outcome.map_err(Refusal::from), done }
 }

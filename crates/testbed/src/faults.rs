@@ -6,6 +6,7 @@ mod balloon;
 mod client;
 mod confined;
 mod counters;
+mod cycles;
 mod events;
 mod fallback;
 mod floods;
@@ -62,6 +63,10 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         on_runc("a_pool_falls_back_aloud", fallback::is_allowed),
         on_runc("a_pool_that_may_not_fall_back_is_not_ready", fallback::is_forbidden),
         on_runc("a_runtime_asked_for_never_falls_back", fallback::is_never_for_a_request),
+        Fault {
+            tier: Tier::Full,
+            ..on_runc("networks_that_come_and_go_leave_nothing", cycles::leave_nothing)
+        },
         Fault {
             program: Some("firecracker"),
             ..on_runc("a_jailer_that_is_required_and_missing_is_told", confined::without_a_jailer)

@@ -35,9 +35,9 @@ pub use mount::{
     Consistency, Missing, MountFlag, MountLimits, MountOrigin, MountRequest, Propagation, VolumeContent,
 };
 pub use network::{
-    Attachment, BridgeName, Gateway, Ipv4Subnet, Ipv6Subnet, MacAddress, NetworkDefault, NetworkMode,
-    NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings, PortMapping, PortProtocol,
-    PublishedPort, RateLimits, Subnet,
+    Allowed, Attachment, BridgeName, ContainerPort, Gateway, HostPattern, Ipv4Subnet, Ipv6Subnet, MacAddress,
+    NetworkDefault, NetworkMode, NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings,
+    PortChange, PortMapping, PortProtocol, PublishedPort, RateLimits, Subnet,
 };
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{

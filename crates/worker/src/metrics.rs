@@ -5,6 +5,8 @@
 //! beta9_pool_fell_back{pool,asked,used}     1 when it is not the one that was asked for: isolation is not what was meant
 //! beta9_containers{runtime,status}          containers by runtime and state
 //! beta9_firecracker_…_total{container}      what Firecracker has counted of a VM that runs, once a minute
+//! beta9_container_network_received_bytes_total{id,runtime}   what a container that is on the bridge has received,
+//! beta9_container_network_sent_bytes_total{id,runtime}       and sent
 //! ```
 
 use std::net::SocketAddr;
@@ -71,6 +73,12 @@ fn add_engine_counters(registry: &mut Registry, counted: &[(String, EngineCounte
     }
 }
 
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TrafficLabels {
+    id: String,
+    runtime: String,
+}
+
 /// Serves `GET /metrics` on `address` until the process ends.
 pub(crate) async fn serve(address: SocketAddr, worker: Arc<Worker>) -> Result<()> {
     let failed = |e| Error::internal(format!("listen on {address} for metrics"), e);
@@ -110,6 +118,23 @@ async fn render(worker: &Worker) -> Result<String> {
         containers.get_or_create(&ContainerLabels { runtime, status }).inc();
     }
     add_engine_counters(&mut registry, &worker.engine_counters().await?);
+    let received = Family::<TrafficLabels, Counter>::default();
+    let sent = Family::<TrafficLabels, Counter>::default();
+    registry.register(
+        "container_network_received_bytes",
+        "What a container on the bridge has received",
+        received.clone(),
+    );
+    registry.register(
+        "container_network_sent_bytes",
+        "What a container on the bridge has sent",
+        sent.clone(),
+    );
+    for traffic in worker.traffic().await? {
+        let labels = TrafficLabels { id: traffic.id, runtime: traffic.runtime };
+        received.get_or_create(&labels).inc_by(traffic.received);
+        sent.get_or_create(&labels).inc_by(traffic.sent);
+    }
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|e| Error::internal("write metrics", e))?;
     Ok(text)

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use beta9_types::{MemoryBytes, NetworkPolicy, RestartPolicy};
+use beta9_types::{ContainerPort, MemoryBytes, NetworkPolicy, PortMapping, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
@@ -47,7 +47,7 @@ pub(super) struct UpdateArgs {
     /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
-    /// Whom it may talk to from now on: open, blocked, or networks with commas between them.
+    /// Whom it may talk to from now on: open, blocked, or networks and host names with commas between them.
     #[arg(long, value_name = "POLICY")]
     network_policy: Option<NetworkPolicy>,
     /// The most that it sends, in bytes per second; 0 is no limit.
@@ -62,6 +62,12 @@ pub(super) struct UpdateArgs {
     /// Reads and writes per second on its own disks; 0 is no limit.
     #[arg(long, value_name = "NUMBER")]
     disk_operations: Option<u64>,
+    /// Serve a port of the container on the host from now on, as `run -p` does.
+    #[arg(long, value_name = "[IP:][HOST:]CONTAINER[/udp]")]
+    publish_add: Vec<PortMapping>,
+    /// Do not serve a port of the container any more.
+    #[arg(long, value_name = "CONTAINER[/udp]")]
+    publish_rm: Vec<ContainerPort>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -91,6 +97,8 @@ pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
         ingress_rate,
         disk_rate,
         disk_operations,
+        publish_add,
+        publish_rm,
         containers,
         ..
     } = args;
@@ -107,6 +115,8 @@ pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
             pids: pids_limit,
             restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
             network_policy: network_policy.as_ref().map(NetworkPolicy::to_string).unwrap_or_default(),
+            publish_add: publish_add.iter().map(ToString::to_string).collect(),
+            publish_remove: publish_rm.iter().map(ToString::to_string).collect(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)

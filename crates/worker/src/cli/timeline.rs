@@ -11,7 +11,7 @@ fn spent_on(phase: &str) -> &'static str {
         "requested" => "the request is taken in",
         "supervisor_started" => "image, spec, record; the supervisor starts",
         "rootfs_ready" => "root file system, cgroup",
-        "network_ready" => "the network is connected",
+        "network_ready" => "address, interface, rules, names",
         "engine_started" => "the engine starts",
         "guest_kernel" => "firmware; the kernel is loaded",
         "guest_init" => "the guest's kernel boots",

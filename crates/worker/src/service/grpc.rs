@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use beta9_supervisor::{Operation, OwnVolumes};
 use beta9_types::{
-    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, RestartPolicy,
-    SignalNumber,
+    ContainerId, ContainerRequest, CopyOut, ExecId, LimitChange, MemoryBytes, NetworkPolicy, PortChange,
+    RestartPolicy, SignalNumber,
 };
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -256,7 +256,25 @@ impl ContainerService for Server {
             disk_rate: disk_bytes,
             disk_operations,
             memory_reservation_bytes,
+            publish_add,
+            publish_remove,
         } = request.into_inner();
+        let policy = match network_policy.as_str() {
+            "" => None,
+            text => Some(text.parse::<NetworkPolicy>().map_err(Error::from)?),
+        };
+        let ports = PortChange {
+            remove: publish_remove
+                .iter()
+                .map(|port| port.parse())
+                .collect::<Result<_, _>>()
+                .map_err(Error::from)?,
+            add: publish_add
+                .iter()
+                .map(|port| port.parse())
+                .collect::<Result<_, _>>()
+                .map_err(Error::from)?,
+        };
         let restart = match restart.as_str() {
             "" => None,
             text => Some(text.parse::<RestartPolicy>().map_err(Error::from)?),
@@ -279,9 +297,10 @@ impl ContainerService for Server {
         let of_host = memory_reservation.is_some() || !disk.is_empty();
         let of_container = !change.is_empty() || of_host || restart.is_some();
         let rates = egress_rate.is_some() || ingress_rate.is_some();
-        if !of_container && !rates && network_policy.is_empty() {
+        if !of_container && !rates && policy.is_none() && ports.is_empty() {
             let text = "nothing to update: give --memory, --memory-reservation, --cpus, --pids-limit, --disk-rate, \
-                        --disk-operations, --restart, --network-policy, --egress-rate or --ingress-rate";
+                        --disk-operations, --restart, --network-policy, --egress-rate, --ingress-rate, --publish-add or \
+                        --publish-rm";
             return Err(Error::new(ErrorKind::Invalid, text).into());
         }
         if of_container {
@@ -290,9 +309,11 @@ impl ContainerService for Server {
         if rates {
             self.worker.set_network_rates(&container, egress_rate, ingress_rate).await?;
         }
-        if !network_policy.is_empty() {
-            let policy = network_policy.parse::<NetworkPolicy>().map_err(Error::from)?;
+        if let Some(policy) = policy {
             self.worker.set_network_policy(&container, policy).await?;
+        }
+        if !ports.is_empty() {
+            self.worker.change_ports(&container, ports).await?;
         }
         Ok(Response::new(api::UpdateResponse {}))
     }

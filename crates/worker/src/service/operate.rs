@@ -78,7 +78,7 @@ impl Worker {
         self.remember_limits(&directory, record, change, host)
     }
 
-    async fn operate(
+    pub(super) async fn operate(
         &self,
         directory: &ContainerDirectory,
         record: &Record,

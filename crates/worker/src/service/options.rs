@@ -175,12 +175,16 @@ fn names(message: &mut api::CreateRequest) -> Result<NameOptions> {
 fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
     /// More networks than anybody has reason to name.
     const MAX_ALLOWED: usize = 256;
+    /// The same for names.
+    const MAX_ALIASES: usize = 64;
     let policy = match (message.block_network, message.allow_networks.len()) {
         (false, 0) => NetworkPolicy::Open,
         (true, 0) => NetworkPolicy::Blocked,
         (false, count) if count <= MAX_ALLOWED => NetworkPolicy::Only(parsed(&message.allow_networks)?),
         (false, _) => {
-            return Err(invalid(format!("more than {MAX_ALLOWED} networks to talk to: name larger ones")));
+            return Err(invalid(format!(
+                "more than {MAX_ALLOWED} networks or names to talk to: use larger networks"
+            )));
         }
         (true, _) => {
             return Err(invalid("--block-network and --allow-network cannot both be meant: leave one out"));
@@ -193,6 +197,10 @@ fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
         rates: RateLimits {
             egress: rate("egress rate", message.egress_rate)?,
             ingress: rate("ingress rate", message.ingress_rate)?,
+        },
+        aliases: match message.network_aliases.len() {
+            count if count <= MAX_ALIASES => parsed(&message.network_aliases)?,
+            _ => return Err(invalid(format!("more than {MAX_ALIASES} names in the network: use fewer"))),
         },
     })
 }

@@ -190,7 +190,7 @@ pub(super) fn a_rate_of_sending_changes_while_it_runs(world: &World<'_>) -> Resu
     Ok(())
 }
 
-fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
+pub(super) fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
     let end = Instant::now() + ARRIVES;
     loop {
         match TcpStream::connect_timeout(&to, ARRIVES) {
