@@ -503,7 +503,7 @@ impl Connection {
         let unnamed = namespace::remove(&self.attachment.namespace);
         let leases = Leases::of(&self.settings.bridge);
         let renamed = Self::read(file).ok().flatten().map(|written| written.names).unwrap_or_default();
-        let forgotten = unwired.and(unnamed).and_then(|()| self.remove_rules(nft, &leases, file));
+        let forgotten = self.remove_rules(nft, &leases, file, unwired.and(unnamed));
         let unfound = leases.lock().and_then(|locked| {
             // Who has the address next has other names.
             self.own_names().remove(&locked, &[&self.names[..], &renamed].concat(), self.offset)
@@ -514,8 +514,8 @@ impl Connection {
         }
     }
 
-    /// Removes the rules and that they were written down, at once for whoever else changes rules.
-    fn remove_rules(&self, nft: &Nft, leases: &Leases, file: &Path) -> Result<()> {
+    /// Removes the rules and, if nothing else is left, that it was written down, at once for whoever else changes rules.
+    fn remove_rules(&self, nft: &Nft, leases: &Leases, file: &Path, rest: Result<()>) -> Result<()> {
         let _one_at_a_time = files::lock(&leases.rules_lock())?;
         // Without the bridge there are no tables, and no rules.
         if leases.settings_file().exists() {
@@ -532,6 +532,7 @@ impl Connection {
             }
             nft.apply(&subject.remove())?;
         }
+        rest?;
         // The next start asks for the same address.
         match std::fs::rename(file, last(file)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("rename", file, e)),

@@ -250,6 +250,10 @@ impl Network {
             State::Absent => self.clean_up(directory, record).await,
             state => self.take_away(directory, state).await,
         }
+        if is_left(directory) {
+            // Once more: what was in the way may be gone.
+            self.clean_up(directory, record).await;
+        }
     }
 
     async fn take_away(&self, directory: &ContainerDirectory, state: State) {
@@ -315,6 +319,11 @@ impl Network {
             }
         }
     }
+}
+
+/// Whether something of a container's network is there that has to be taken away yet.
+pub(crate) fn is_left(directory: &ContainerDirectory) -> bool {
+    Connection::file_in(directory.path()).exists()
 }
 
 /// Where the network of another container of this worker is. It has to run.

@@ -322,6 +322,8 @@ impl Worker {
             Supervisor::of(directory.clone()).stop(Duration::ZERO, None).await?;
             follower.last_or_gone().await?;
         }
+        // What a supervisor that died left, or could not take away.
+        self.is_over(&directory).await?;
         end_lending(&directory).await?;
         let gone = record.clone();
         blocking(move || forget(&directory, &record, volumes)).await?;
