@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::lease::{Leases, Locked};
 use crate::nft::{self, Nft};
-use crate::{files, forwarding};
+use crate::{files, forwarding, names};
 
 /// What an interface takes that says nothing.
 const DEFAULT_MTU: u32 = 1500;
@@ -27,6 +27,15 @@ struct Made {
     settings: NetworkSettings,
     /// The number of the interface: another one of the same name is another bridge.
     index: u32,
+    /// Which rules it has.
+    #[serde(default)]
+    revision: u32,
+}
+
+impl Made {
+    fn of(settings: &NetworkSettings, index: u32) -> Self {
+        Self { settings: settings.clone(), index, revision: nft::skeleton::REVISION }
+    }
 }
 
 /// Finds the bridge, or makes it with its rules. The thread must be in the host's network and mount namespaces.
@@ -43,7 +52,13 @@ pub(crate) fn ensure(
     let made: Option<Made> = files::read_json(&leases.settings_file())?;
     if let Some(link) = socket.link(name).while_doing(doing)? {
         match made {
-            Some(made) if made.index == link.index && made.settings == *settings => return Ok(link),
+            Some(made) if made.index == link.index && made.settings == *settings => {
+                if made.revision != nft::skeleton::REVISION {
+                    nft.apply(&nft::skeleton::upgrade(settings))?;
+                    files::write_json(&leases.settings_file(), &Made::of(settings, link.index))?;
+                }
+                return Ok(link);
+            }
             Some(made) if made.index == link.index && !leases.taken()?.is_empty() => {
                 let text = format!(
                     "the bridge {name} is in use with other settings (IPv4 network {}): stop its containers first, or set \
@@ -64,8 +79,7 @@ pub(crate) fn ensure(
     }
     refuse_overlap(&mut socket, settings)?;
     let link = make(&mut socket, settings, nft)?;
-    let written =
-        files::write_json(&leases.settings_file(), &Made { settings: settings.clone(), index: link.index });
+    let written = files::write_json(&leases.settings_file(), &Made::of(settings, link.index));
     if let Err(error) = written {
         dismantle(&mut socket, settings, nft)?;
         return Err(error);
@@ -137,6 +151,7 @@ pub fn remove_unused(settings: &NetworkSettings, nft: &Nft) -> Result<bool> {
     if link.is_some_and(|link| link.index == made.index) {
         dismantle(&mut socket, &made.settings, nft)?;
     }
+    names::forget_all(&leases)?;
     // Last, so that a crash before it is no reason to leave anything.
     files::remove(&leases.settings_file())?;
     Ok(true)
@@ -151,7 +166,7 @@ pub(crate) fn restore_tables(settings: &NetworkSettings, nft: &Nft) -> Result<bo
     }
     tracing::warn!(
         bridge = %settings.bridge,
-        "the rules of the bridge were gone and are made again; containers that run have theirs back when they are restarted"
+        "the rules of the bridge were gone and are made again; a worker that serves makes those of its containers again"
     );
     nft.apply(&nft::skeleton::create(&effective(settings)))?;
     Ok(true)

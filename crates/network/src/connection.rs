@@ -3,22 +3,26 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use beta9_sys::namespaces::{current_mounts, on_own_thread};
 use beta9_sys::netlink::Socket;
 use beta9_sys::netlink::link::VethEnd;
 use beta9_sys::netlink::route::Route;
 use beta9_types::{
-    Attachment, ContainerId, Gateway, MacAddress, NetworkPolicy, NetworkSettings, PublishedPort, RateLimits,
-    Subnet,
+    Attachment, ContainerId, Gateway, MacAddress, NetworkName, NetworkPolicy, NetworkSettings, PublishedPort,
+    RateLimits, Subnet,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::lease::Leases;
+use crate::names::{self, Names};
 use crate::namespace::{self, Namespace};
 use crate::nft::Nft;
-use crate::nft::container::Subject;
+use crate::nft::container::{NameServer, Subject};
+use crate::ports::MAX_PORTS;
+use crate::resolver::Bound;
 use crate::{bridge, files, tap};
 
 /// The container's interface, as every program expects it to be called.
@@ -72,6 +76,10 @@ pub struct Wanted<'a> {
     pub rates: RateLimits,
     /// Its ports that were reserved.
     pub ports: &'a [PublishedPort],
+    /// The names by which other containers of the worker find it.
+    pub names: &'a [NetworkName],
+    /// Where the worker keeps its containers, which tells its names from other workers'.
+    pub containers: &'a Path,
     /// Who uses it.
     pub endpoint: Endpoint,
     /// Where it is written down.
@@ -95,27 +103,47 @@ pub struct Connection {
     pub policy: NetworkPolicy,
     /// Its ports that the host serves.
     pub ports: Vec<PublishedPort>,
+    /// The names by which other containers of the worker find it.
+    #[serde(default)]
+    pub names: Vec<NetworkName>,
+    /// Which worker's.
+    #[serde(default)]
+    pub(crate) worker: String,
+    /// The port of its name server on the gateway's address; 0 is none.
+    #[serde(default)]
+    name_port: u16,
+}
+
+/// A container's end that was set up.
+#[derive(Debug)]
+pub struct Connected {
+    /// What it is.
+    pub connection: Connection,
+    /// Keeps the namespace there whatever becomes of its name.
+    pub namespace: OwnedFd,
+    /// For the container's name server.
+    pub bound: Bound,
 }
 
 impl Connection {
     /// Sets it up and leaves its namespace open. On failure nothing of it is left.
-    pub fn set_up(host: &Host, wanted: &Wanted<'_>) -> Result<(Self, OwnedFd)> {
-        let (connection, namespace) = host.outside(|nft| {
-            let (connection, mut namespace) = Self::make(nft, wanted)?;
+    pub fn set_up(host: &Host, wanted: &Wanted<'_>) -> Result<Connected> {
+        let connected = host.outside(|nft| {
+            let (connection, mut namespace, bound) = Self::make(nft, wanted)?;
             let finished = connection.finish(wanted, &mut namespace);
             match finished {
-                Ok(()) => Ok((connection, namespace.fd)),
+                Ok(()) => Ok(Connected { connection, namespace: namespace.fd, bound }),
                 Err(error) => {
                     connection.undo(nft, wanted.file);
                     Err(error)
                 }
             }
         })?;
-        let shown = namespace::show_here(&connection.attachment.namespace, &namespace);
+        let shown = namespace::show_here(&connected.connection.attachment.namespace, &connected.namespace);
         match shown {
-            Ok(()) => Ok((connection, namespace)),
+            Ok(()) => Ok(connected),
             Err(error) => {
-                connection.take_away(host, wanted.file);
+                connected.connection.take_away(host, wanted.file);
                 Err(error)
             }
         }
@@ -131,16 +159,21 @@ impl Connection {
         files::write_json(file, self)
     }
 
-    fn make(nft: &Nft, wanted: &Wanted<'_>) -> Result<(Self, Namespace)> {
+    fn make(nft: &Nft, wanted: &Wanted<'_>) -> Result<(Self, Namespace, Bound)> {
         let Wanted { id, settings, .. } = *wanted;
         let leases = Leases::of(&settings.bridge);
         let previous = Self::read(&last(wanted.file)).ok().flatten().filter(|old| old.settings == *settings);
+        let worker = names::worker_of(wanted.containers)?;
         let locked = leases.lock()?;
         let link = bridge::ensure(&locked, &leases, settings, nft)?;
+        let bound = Bound::to(settings.gateway4())?;
+        let name_port = bound.port()?;
         let offset = locked.take(id, settings, previous.map(|previous| previous.offset))?;
+        let connection = Self { worker, name_port, ..Self::planned(wanted, offset, link.mtu) };
+        let written = connection.write(wanted.file);
+        let written = written.and_then(|()| connection.own_names().add(&locked, &connection.names, offset));
         drop(locked);
-        let connection = Self::planned(wanted, offset, link.mtu);
-        let made = connection.write(wanted.file).and_then(|()| {
+        let made = written.and_then(|()| {
             std::thread::scope(|scope| {
                 // Rules are for names and addresses, whether or not something has them, and take the longest.
                 let ruling = scope.spawn(|| connection.apply_rules(nft));
@@ -153,12 +186,16 @@ impl Connection {
             })
         });
         match made {
-            Ok(namespace) => Ok((connection, namespace)),
+            Ok(namespace) => Ok((connection, namespace, bound)),
             Err(error) => {
                 connection.undo(nft, wanted.file);
                 Err(error)
             }
         }
+    }
+
+    fn own_names(&self) -> Names {
+        Names::of(&self.settings.bridge, &self.worker)
     }
 
     fn planned(wanted: &Wanted<'_>, offset: u32, mtu: u32) -> Self {
@@ -193,6 +230,9 @@ impl Connection {
             },
             policy: wanted.policy.clone(),
             ports: wanted.ports.to_vec(),
+            names: wanted.names.to_vec(),
+            worker: String::new(),
+            name_port: 0,
         }
     }
 
@@ -297,8 +337,26 @@ impl Connection {
         nft.apply(&self.subject(&addresses, &neighbours).replace())
     }
 
-    /// Changes whom the container that is written down in `file` may talk to, from the next packet on. Returns whether there
-    /// is one.
+    /// The chains that there are while its rules are in place.
+    pub(crate) fn chains(&self) -> [String; 2] {
+        let (addresses, neighbours) = self.subjects();
+        self.subject(&addresses, &neighbours).chains()
+    }
+
+    /// Makes the rules again of the container that is written down in `file`. Returns whether there is one.
+    pub(crate) fn restore(file: &Path, nft: &Nft) -> Result<bool> {
+        let Some(before) = Self::read(file)? else { return Ok(false) };
+        let _one_at_a_time = files::lock(&Leases::of(&before.settings.bridge).rules_lock())?;
+        let Some(connection) = Self::read(file)? else { return Ok(false) };
+        bridge::restore_tables(&connection.settings, nft)?;
+        connection.apply_rules_alone(nft)?;
+        // Whoever looks at it sees that what names had let through is closed again.
+        connection.write(file)?;
+        Ok(true)
+    }
+
+    /// Changes whom the container that is written down in `file` may talk to, from the next packet on: of connections that
+    /// there are, too. Returns whether there is one.
     pub fn set_policy(file: &Path, nft: &Nft, policy: NetworkPolicy) -> Result<bool> {
         let Some(before) = Self::read(file)? else { return Ok(false) };
         let _one_at_a_time = files::lock(&Leases::of(&before.settings.bridge).rules_lock())?;
@@ -307,6 +365,101 @@ impl Connection {
         connection.policy = policy;
         connection.apply_rules_alone(nft)?;
         connection.write(file)?;
+        connection.end_connections()?;
+        Ok(true)
+    }
+
+    /// Changes which ports the container that is written down in `file` has on the host. Whoever calls it holds them all.
+    /// Returns what is written down then.
+    pub fn set_ports(host: &Host, file: &Path, ports: &[PublishedPort]) -> Result<Self> {
+        host.outside(|nft| {
+            let gone = || Error::new(ErrorKind::Failed, "the container's network is being taken away");
+            let before = Self::read(file)?.ok_or_else(gone)?;
+            let _one_at_a_time = files::lock(&Leases::of(&before.settings.bridge).rules_lock())?;
+            let mut connection = Self::read(file)?.ok_or_else(gone)?;
+            if ports.len() > MAX_PORTS {
+                let text = format!(
+                    "{} ports are too many for one container: publish at most {MAX_PORTS}",
+                    ports.len()
+                );
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            let before = std::mem::replace(&mut connection.ports, ports.to_vec());
+            let (addresses, neighbours) = connection.subjects();
+            nft.apply(&connection.subject(&addresses, &neighbours).change_ports(&before))?;
+            connection.write(file)?;
+            Ok(connection)
+        })
+    }
+
+    /// What passed by another policy is judged anew. Nothing of one that is blocked passes, whatever is tracked; the rest may.
+    fn end_connections(&self) -> Result<()> {
+        let addresses: Vec<IpAddr> = self.attachment.addresses.iter().map(|(address, _)| *address).collect();
+        let ended = match self.policy {
+            NetworkPolicy::Open => return Ok(()),
+            _ => Socket::open_filters().and_then(|mut socket| socket.forget_connections(&addresses)),
+        };
+        match ended {
+            Ok(count) => {
+                tracing::debug!(container = %self.id, count, "connections of a container are judged anew");
+                Ok(())
+            }
+            Err(error) if self.policy == NetworkPolicy::Blocked => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(container = %self.id, error, "connections of a blocked container stay tracked");
+                Ok(())
+            }
+            Err(error) => Err(error).while_doing(|| {
+                "the rules are changed, but connections that there were may go on: load the kernel's \
+                 nf_conntrack_netlink and try again"
+                    .to_owned()
+            }),
+        }
+    }
+
+    /// Gives the container that is written down in `file` another name in the place of `old`.
+    pub fn rename(file: &Path, old: Option<&NetworkName>, new: &NetworkName) -> Result<()> {
+        let Some(before) = Self::read(file)? else { return Ok(()) };
+        let leases = Leases::of(&before.settings.bridge);
+        let _one_at_a_time = files::lock(&leases.rules_lock())?;
+        let locked = leases.lock()?;
+        let Some(mut connection) = Self::read(file)? else { return Ok(()) };
+        let names = connection.own_names();
+        names.add(&locked, std::slice::from_ref(new), connection.offset)?;
+        if let Some(old) = old.filter(|old| *old != new) {
+            names.remove(&locked, std::slice::from_ref(old), connection.offset)?;
+            connection.names.retain(|name| name != old);
+        }
+        if !connection.names.contains(new) {
+            connection.names.push(new.clone());
+        }
+        connection.write(file)
+    }
+
+    /// Lets packets through to the addresses of a name, for a while, if the container that is written down in `file` may talk
+    /// to whoever has that name. Returns whether it may.
+    pub(crate) fn let_through(
+        file: &Path,
+        nft: &Nft,
+        name: &str,
+        addresses: &[(IpAddr, Duration)],
+    ) -> Result<bool> {
+        let Some(before) = Self::read(file)? else { return Ok(false) };
+        let _one_at_a_time = files::lock(&Leases::of(&before.settings.bridge).rules_lock())?;
+        // By the rules that there are now.
+        let Some(connection) = Self::read(file)? else { return Ok(false) };
+        if !connection.policy.names().any(|pattern| pattern.matches(name)) {
+            return Ok(false);
+        }
+        let (own, neighbours) = connection.subjects();
+        let is_elsewhere = |address: &IpAddr| {
+            !is_near(*address) && !neighbours.iter().any(|neighbour| neighbour.contains(*address))
+        };
+        let addresses: Vec<_> =
+            addresses.iter().filter(|(address, _)| is_elsewhere(address)).copied().collect();
+        if !addresses.is_empty() {
+            nft.apply(&connection.subject(&own, &neighbours).let_through(&addresses))?;
+        }
         Ok(true)
     }
 
@@ -326,6 +479,8 @@ impl Connection {
             neighbours,
             policy: &self.policy,
             ports: &self.ports,
+            name_server: (self.name_port != 0)
+                .then(|| NameServer { gateway: self.settings.gateway4(), port: self.name_port }),
         }
     }
 
@@ -347,20 +502,28 @@ impl Connection {
         let unwired = unwired.while_doing(|| format!("remove interface {}", self.interface));
         let unnamed = namespace::remove(&self.attachment.namespace);
         let leases = Leases::of(&self.settings.bridge);
-        let forgotten = unwired.and(unnamed).and_then(|()| self.remove_rules(nft, &leases, file));
+        let renamed = Self::read(file).ok().flatten().map(|written| written.names).unwrap_or_default();
+        let forgotten = self.remove_rules(nft, &leases, file, unwired.and(unnamed));
+        let unfound = leases.lock().and_then(|locked| {
+            // Who has the address next has other names.
+            self.own_names().remove(&locked, &[&self.names[..], &renamed].concat(), self.offset)
+        });
         // An address whose interface or rules are still there is not free.
-        if let Err(error) = forgotten.and_then(|()| leases.release(&self.id, self.offset)) {
+        if let Err(error) = forgotten.and(unfound).and_then(|()| leases.release(&self.id, self.offset)) {
             self.complain(&error);
         }
     }
 
-    /// Removes the rules and that they were written down, at once for whoever else changes rules.
-    fn remove_rules(&self, nft: &Nft, leases: &Leases, file: &Path) -> Result<()> {
+    /// Removes the rules and, if nothing else is left, that it was written down, at once for whoever else changes rules.
+    fn remove_rules(&self, nft: &Nft, leases: &Leases, file: &Path, rest: Result<()>) -> Result<()> {
         let _one_at_a_time = files::lock(&leases.rules_lock())?;
         // Without the bridge there are no tables, and no rules.
         if leases.settings_file().exists() {
-            let (addresses, neighbours) = self.subjects();
-            let subject = self.subject(&addresses, &neighbours);
+            // Ports may have changed since.
+            let written = Self::read(file).ok().flatten();
+            let connection = written.as_ref().unwrap_or(self);
+            let (addresses, neighbours) = connection.subjects();
+            let subject = connection.subject(&addresses, &neighbours);
             for script in subject.remove_ports() {
                 if let Err(error) = nft.apply(&script) {
                     let error: &dyn std::error::Error = &error;
@@ -369,6 +532,7 @@ impl Connection {
             }
             nft.apply(&subject.remove())?;
         }
+        rest?;
         // The next start asks for the same address.
         match std::fs::rename(file, last(file)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("rename", file, e)),
@@ -398,6 +562,16 @@ impl Connection {
     pub fn file_in(directory: &Path) -> PathBuf {
         directory.join("network.json")
     }
+}
+
+/// Whether an address is the host's own, or one that every link has: names that lead there are no way to them.
+fn is_near(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    is_link_local || address.is_loopback() || address.is_unspecified() || address.is_multicast()
 }
 
 /// Where a connection is written down that there was.

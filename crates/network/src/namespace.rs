@@ -94,10 +94,16 @@ pub(crate) fn show_here(path: &Path, namespace: &OwnedFd) -> Result<()> {
 
 /// Takes a name away; the namespace ends with its last user. Missing is fine.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    match unmount(path, UnmountFlags::DETACH) {
-        // Not mounted, or not there.
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(Error::file("unmount", path, error)),
+    /// More mounts than there can be one upon the other, unless somebody makes them all the time.
+    const MOST: usize = 16;
+    for _ in 0..MOST {
+        match unmount(path, UnmountFlags::DETACH) {
+            // There may be another below.
+            Ok(()) => {}
+            // Not mounted, or not there.
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(error) => return Err(Error::file("unmount", path, error)),
+        }
     }
     files::remove(path)
 }

@@ -19,7 +19,7 @@ const TRIES: u32 = 32;
 /// Connections that wait to be taken.
 const BACKLOG: i32 = 1024;
 /// More sockets than a process may have open by default.
-const MAX_PORTS: usize = 500;
+pub(crate) const MAX_PORTS: usize = 500;
 
 /// Sockets that hold ports. Dropping it gives them back.
 #[derive(Debug, Default)]

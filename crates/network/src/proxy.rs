@@ -14,7 +14,7 @@ use beta9_types::{PortProtocol, PublishedPort};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -36,36 +36,72 @@ const WAITING: usize = 64;
 /// Tasks that pass on what arrives at ports. Dropping it ends them and gives the ports back.
 #[derive(Debug, Default)]
 pub struct Proxies {
-    tasks: JoinSet<()>,
+    served: Vec<Served>,
+}
+
+/// One port and the task that serves it.
+#[derive(Debug)]
+struct Served {
+    port: PublishedPort,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Proxies {
     /// Serves ports with a container that has these addresses. Must be called in a tokio runtime.
     pub fn serve(reserved: Reserved, addresses: &[IpAddr]) -> Result<Self> {
-        let mut tasks = JoinSet::new();
+        let mut proxies = Self::default();
+        proxies.add(reserved, addresses)?;
+        Ok(proxies)
+    }
+
+    /// Serves more of them: all, or none of them where one cannot be served.
+    pub fn add(&mut self, reserved: Reserved, addresses: &[IpAddr]) -> Result<()> {
+        let mut added = Vec::new();
         for (port, socket) in reserved.sockets {
             // A container without IPv6 is reached over IPv4 all the same.
             let same = addresses.iter().find(|address| address.is_ipv4() == port.host_ip.is_ipv4());
             let Some(address) = same.or(addresses.first()) else { continue };
             let to = SocketAddr::new(*address, port.container_port);
             let failed = |e: io::Error| Error::caused(ErrorKind::Failed, format!("serve port {port}"), e);
-            match port.protocol {
+            let task = match port.protocol {
                 PortProtocol::Tcp => {
                     let listener = tcp(socket).map_err(failed)?;
-                    tasks.spawn(serve_tcp(listener, to, port));
+                    tokio::spawn(serve_tcp(listener, to, port))
                 }
                 PortProtocol::Udp => {
                     let socket = udp(socket).map_err(failed)?;
-                    tasks.spawn(serve_udp(Arc::new(socket), to));
+                    tokio::spawn(serve_udp(Arc::new(socket), to))
                 }
+            };
+            added.push(Served { port, task });
+        }
+        self.served.append(&mut added);
+        Ok(())
+    }
+
+    /// Serves only these from now on, and gives the others back.
+    pub async fn keep(&mut self, ports: &[PublishedPort]) {
+        let served = std::mem::take(&mut self.served);
+        for mut one in served {
+            if ports.contains(&one.port) {
+                self.served.push(one);
+            } else {
+                one.task.abort();
+                // Its socket is closed once it has ended.
+                let _ = (&mut one.task).await;
             }
         }
-        Ok(Self { tasks })
     }
 
     /// How many ports are served.
     pub fn count(&self) -> usize {
-        self.tasks.len()
+        self.served.len()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::exec::Execs;
 use crate::lock::lock_within;
 use crate::log::{LogWriter, Stream};
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::operate::{Ask, Refusal};
 use crate::protocol::Update;
 use crate::record::{Record, StateFile};
@@ -167,7 +167,10 @@ async fn live(
     if life.record.request.auto_remove {
         // The same is true of its end.
         let _ = timeout(LINGER, server.end_was_seen.notified()).await;
-        recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
+        // Of what is left the record tells; the next worker takes both away.
+        if !network::is_left(&life.directory) {
+            recover::forget(&life.directory, &life.record, OwnVolumes::Remove);
+        }
     }
     life.directory.unlisten(Socket::Supervisor);
     drop(open);
@@ -482,6 +485,7 @@ pub(crate) async fn create(
         cgroup: cgroup.clone(),
         marks: marks.clone(),
         network,
+        disk: record.request.options.limits.disk,
     };
     runtime.create(request).await.map_err(failed)
 }

@@ -9,9 +9,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use beta9_network::{Connection, Endpoint, Host, Joined, Nft, Proxies, Reserved};
+use beta9_network::{
+    Answering, Connected, Connection, Endpoint, Host, Joined, Nft, Proxies, Reserved, Source, Wanted,
+};
 use beta9_sys::reaper::Reaper;
-use beta9_types::{Attachment, ContainerId, ContainerState, NetworkMode, RuntimeKind};
+use beta9_types::{
+    Attachment, ContainerId, ContainerState, NetworkMode, NetworkName, PortChange, RuntimeKind,
+};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 use rustix::mount::{MountFlags, mount};
@@ -38,7 +42,7 @@ enum State {
     Absent,
     /// Nothing was made: loopback, or the host's own.
     Plain,
-    Bridged(Box<Bridged>),
+    Bridged(Arc<Mutex<Bridged>>),
     /// A namespace of somebody else's, kept there by a descriptor.
     Joined {
         joined: Box<Joined>,
@@ -50,7 +54,8 @@ struct Bridged {
     connection: Connection,
     /// Keeps it there whatever becomes of its name.
     _namespace: OwnedFd,
-    _proxies: Proxies,
+    proxies: Proxies,
+    _names: Answering,
 }
 
 /// Why it failed: one sentence.
@@ -84,7 +89,7 @@ impl Network {
         if matches!(self.state, State::Absent) {
             self.state = self.set_up(directory, record).await?;
         } else if let State::Bridged(bridged) = &self.state {
-            let connection = bridged.connection.clone();
+            let connection = bridged.lock().await.connection.clone();
             blocking(move || connection.renew().map_err(|e| chain(&e))).await?;
         }
         let built = |e: OciSpecError| format!("name the network namespace in the spec: {e}");
@@ -97,14 +102,22 @@ impl Network {
                 Ok(None)
             }
             State::Bridged(bridged) => {
-                let attachment = &bridged.connection.attachment;
+                let connection = bridged.lock().await.connection.clone();
+                let attachment = &connection.attachment;
                 set_namespace(spec, Some(&attachment.namespace)).map_err(built)?;
                 name_in_hosts(directory, record, attachment)?;
+                name_the_server(directory, &connection)?;
                 Ok(Some(attachment.clone()))
             }
             State::Joined { joined, .. } => {
                 set_namespace(spec, Some(&joined.attachment.namespace)).map_err(built)?;
                 name_in_hosts(directory, record, &joined.attachment)?;
+                if let NetworkMode::Container(other) = &record.network.mode
+                    && let Ok(Some(theirs)) =
+                        Connection::read(&Connection::file_in(&directory.path().with_file_name(other)))
+                {
+                    name_the_server(directory, &theirs)?;
+                }
                 Ok(Some(joined.attachment.clone()))
             }
         }
@@ -121,41 +134,43 @@ impl Network {
                 let reserved = Reserved::take(&options.ports).map_err(|e| chain(&e))?;
                 let (host, plan, ports) = (self.host()?, record.network.clone(), reserved.ports());
                 let setting_up = Arc::clone(&self.setting_up).lock_owned().await;
-                let (connection, namespace) = blocking(move || {
+                let (names, containers) = (names_of(record), directory.path().with_file_name(""));
+                let place = file.clone();
+                let connected = blocking(move || {
                     let _setting_up = setting_up;
-                    let wanted = beta9_network::Wanted {
+                    let wanted = Wanted {
                         id: &id,
                         settings: &plan.settings,
                         policy: &options.policy,
                         rates: options.rates,
                         ports: &ports,
+                        names: &names,
+                        containers: &containers,
                         endpoint,
-                        file: &file,
+                        file: &place,
                     };
                     Connection::set_up(&host, &wanted).map_err(|e| chain(&e))
                 })
                 .await?;
+                let Connected { connection, namespace, bound } = connected;
                 let addresses: Vec<_> =
                     connection.attachment.addresses.iter().map(|(address, _)| *address).collect();
-                match Proxies::serve(reserved, &addresses) {
-                    Ok(proxies) => State::Bridged(Box::new(Bridged {
-                        connection,
-                        _namespace: namespace,
-                        _proxies: proxies,
-                    })),
-                    Err(error) => {
-                        self.take_away(
-                            directory,
-                            State::Bridged(Box::new(Bridged {
-                                connection,
-                                _namespace: namespace,
-                                _proxies: Proxies::default(),
-                            })),
-                        )
-                        .await;
-                        return Err(chain(&error));
-                    }
+                let served = self.host().and_then(|host| {
+                    let proxies = Proxies::serve(reserved, &addresses).map_err(|e| chain(&e))?;
+                    let servers = record.request.options.names.dns.clone();
+                    let source = Source { file, servers, host };
+                    let names = Answering::serve(bound, source, &addresses).map_err(|e| chain(&e))?;
+                    Ok((proxies, names))
+                });
+                let is_served = served.as_ref().map(drop).map_err(Clone::clone);
+                let (proxies, _names) = served.unwrap_or_default();
+                let bridged = Bridged { connection, _namespace: namespace, proxies, _names };
+                let state = State::Bridged(Arc::new(Mutex::new(bridged)));
+                if let Err(why) = is_served {
+                    self.take_away(directory, state).await;
+                    return Err(why);
                 }
+                state
             }
             NetworkMode::Namespace(path) => self.join(id, path.clone(), endpoint, file).await?,
             NetworkMode::Container(other) => {
@@ -165,7 +180,7 @@ impl Network {
         };
         if record.runtime == RuntimeKind::Gvisor {
             let path = match &state {
-                State::Bridged(bridged) => bridged.connection.attachment.namespace.clone(),
+                State::Bridged(bridged) => bridged.lock().await.connection.attachment.namespace.clone(),
                 State::Joined { joined, .. } => joined.attachment.namespace.clone(),
                 State::Absent | State::Plain => return Ok(state),
             };
@@ -193,12 +208,51 @@ impl Network {
         Ok(State::Joined { joined: Box::new(joined), _namespace: Some(namespace) })
     }
 
+    /// Changes which ports the host serves: all of it, or nothing.
+    pub(crate) fn change_ports(
+        &self,
+        directory: &ContainerDirectory,
+        change: PortChange,
+    ) -> impl Future<Output = Result<(), Failed>> + Send + use<> {
+        let bridged = match &self.state {
+            State::Bridged(bridged) => Ok(Arc::clone(bridged)),
+            _ => Err("the container has no ports of the host: its network is not the bridge".to_owned()),
+        };
+        let (host, file) = (self.host(), Connection::file_in(directory.path()));
+        async move {
+            let (bridged, host) = (bridged?, host?);
+            let mut bridged = bridged.lock().await;
+            let mut ports = bridged.connection.ports.clone();
+            for gone in &change.remove {
+                if !ports.iter().any(|port| port.inner() == *gone) {
+                    return Err(format!("port {gone} of the container is not published"));
+                }
+            }
+            ports.retain(|port| !change.remove.contains(&port.inner()));
+            let kept = ports.clone();
+            // One that is taken is found out before anything is changed. One that is being given back is not free yet.
+            let reserved = Reserved::take(&change.add).map_err(|e| chain(&e))?;
+            ports.extend(reserved.ports());
+            let written =
+                blocking(move || Connection::set_ports(&host, &file, &ports).map_err(|e| chain(&e)));
+            bridged.connection = written.await?;
+            let attachment = &bridged.connection.attachment;
+            let addresses: Vec<_> = attachment.addresses.iter().map(|(address, _)| *address).collect();
+            bridged.proxies.keep(&kept).await;
+            bridged.proxies.add(reserved, &addresses).map_err(|e| chain(&e))
+        }
+    }
+
     /// Takes it away, also where a start that was abandoned is still setting it up.
     pub(crate) async fn end(&mut self, directory: &ContainerDirectory, record: &Record) {
         drop(self.setting_up.lock().await);
         match std::mem::replace(&mut self.state, State::Absent) {
             State::Absent => self.clean_up(directory, record).await,
             state => self.take_away(directory, state).await,
+        }
+        if is_left(directory) {
+            // Once more: what was in the way may be gone.
+            self.clean_up(directory, record).await;
         }
     }
 
@@ -211,8 +265,9 @@ impl Network {
                     Ok(host) => host,
                     Err(why) => return tracing::error!(why, "a container's network could not be taken away"),
                 };
-                // Ports stay reserved until no rule sends anything to them.
-                let Bridged { connection, _namespace, _proxies } = *bridged;
+                // Ports stay reserved until no rule sends anything to them, and are not changed any more.
+                let bridged = bridged.lock().await;
+                let connection = bridged.connection.clone();
                 let done = blocking(move || {
                     connection.take_away(&host, &file);
                     Ok(())
@@ -266,6 +321,11 @@ impl Network {
     }
 }
 
+/// Whether something of a container's network is there that has to be taken away yet.
+pub(crate) fn is_left(directory: &ContainerDirectory) -> bool {
+    Connection::file_in(directory.path()).exists()
+}
+
 /// Where the network of another container of this worker is. It has to run.
 fn namespace_of(directory: &ContainerDirectory, other: &str) -> Result<PathBuf, Failed> {
     let other = ContainerId::parse(other).map_err(|e| e.to_string())?;
@@ -304,6 +364,34 @@ fn set_namespace(spec: &mut Spec, path: Option<&Path>) -> Result<(), OciSpecErro
     }
     linux.set_namespaces(Some(namespaces));
     Ok(())
+}
+
+/// The names by which other containers find it: its own, those that were asked for, its host name if that is one word, and the
+/// beginning of its id.
+fn names_of(record: &Record) -> Vec<NetworkName> {
+    let own = record.request.name.iter().map(ToString::to_string);
+    let aliases = record.request.options.network.aliases.iter().map(ToString::to_string);
+    let host_names = record.network.names.iter().map(ToString::to_string).filter(|name| !name.contains('.'));
+    let mut names: Vec<NetworkName> = Vec::new();
+    for name in own.chain(aliases).chain(host_names).chain([record.id.short().to_string()]) {
+        match NetworkName::parse(&name.to_ascii_lowercase()) {
+            Ok(name) if !names.contains(&name) => names.push(name),
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Writes into the container's `/etc/resolv.conf` that its name server is the one on the gateway. What is asked there is
+/// passed on to the servers that the file had.
+fn name_the_server(directory: &ContainerDirectory, connection: &Connection) -> Result<(), Failed> {
+    let path = directory.path().join("files").join("resolv.conf");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+    let own = format!("nameserver {}", connection.settings.gateway4());
+    let others = text.lines().filter(|line| !line.starts_with("nameserver "));
+    let lines: Vec<&str> = std::iter::once(own.as_str()).chain(others).collect();
+    // In place: the file may be mounted already.
+    std::fs::write(&path, lines.join("\n") + "\n").map_err(|e| format!("write {}: {e}", path.display()))
 }
 
 /// Writes the container's own names with its addresses into its `/etc/hosts`, in the place of those that were there.

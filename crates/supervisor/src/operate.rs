@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use beta9_runtime::Operations;
-use beta9_types::{ContainerState, CopyIn, CopyOut, LimitChange, ProcessInfo, RestartPolicy, Usage};
+use beta9_types::{
+    ContainerState, CopyIn, CopyOut, DiskRate, LimitChange, PortChange, ProcessInfo, RestartPolicy, Usage,
+};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,6 +33,21 @@ pub enum Operation {
     Update {
         /// To what.
         change: LimitChange,
+    },
+    /// Change how much memory it keeps when the host runs short.
+    ReserveMemory {
+        /// To how much.
+        bytes: u64,
+    },
+    /// Change what it may do on its own disks.
+    LimitDisks {
+        /// To what.
+        rate: DiskRate,
+    },
+    /// Change which of its ports the host serves.
+    Ports {
+        /// How.
+        change: PortChange,
     },
     /// Change what happens when it ends.
     Restart {
@@ -120,8 +137,10 @@ pub(crate) async fn run(
         Operation::Usage => operations.usage().await.map(|usage| Answer::Usage { usage }),
         Operation::Processes => operations.processes().await.map(|processes| Answer::Processes { processes }),
         Operation::Update { change } => operations.update(change).await.map(|()| Answer::Done),
-        // The owner of the container has done it: no runtime knows of policies.
-        Operation::Restart { .. } => Ok(Answer::Done),
+        Operation::ReserveMemory { bytes } => operations.reserve_memory(bytes).await.map(|()| Answer::Done),
+        Operation::LimitDisks { rate } => operations.limit_disks(rate).await.map(|()| Answer::Done),
+        // The owner of the container has done it: no runtime knows of policies, or of ports.
+        Operation::Restart { .. } | Operation::Ports { .. } => Ok(Answer::Done),
     };
     Over { operation, outcome: outcome.map_err(Refusal::from), done }
 }

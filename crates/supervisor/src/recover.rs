@@ -12,7 +12,7 @@ use crate::directory::{ContainerDirectory, Socket};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::life::cgroup;
 use crate::lock::{Liveness, liveness};
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::record::{Record, StateFile};
 use crate::runtimes;
 use crate::volumes::{OwnVolumes, remove_own};
@@ -27,7 +27,7 @@ const FORGET_DEADLINE: Duration = Duration::from_secs(2);
 pub fn needs_recovery(directory: &ContainerDirectory) -> Result<bool> {
     let state = StateFile::read(directory)?;
     let over = state.state == ContainerState::Created || (state.cleaned && state.state.exit().is_some());
-    let is_left = !over || directory.lending().exists();
+    let is_left = !over || directory.lending().exists() || network::is_left(directory);
     Ok(is_left && liveness(directory)? == Liveness::Gone)
 }
 

@@ -35,13 +35,13 @@ pub use mount::{
     Consistency, Missing, MountFlag, MountLimits, MountOrigin, MountRequest, Propagation, VolumeContent,
 };
 pub use network::{
-    Attachment, BridgeName, Gateway, Ipv4Subnet, Ipv6Subnet, MacAddress, NetworkDefault, NetworkMode,
-    NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings, PortMapping, PortProtocol,
-    PublishedPort, RateLimits, Subnet,
+    Allowed, Attachment, BridgeName, ContainerPort, Gateway, HostPattern, Ipv4Subnet, Ipv6Subnet, MacAddress,
+    NetworkDefault, NetworkMode, NetworkName, NetworkOptions, NetworkPlan, NetworkPolicy, NetworkSettings,
+    PortChange, PortMapping, PortProtocol, PublishedPort, RateLimits, Subnet,
 };
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
-    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
+    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, DiskRate, FileOptions, HostEntry, LifeOptions,
     LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
     StorageMedium, StorageOptions, Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit, VolumesFrom,
 };

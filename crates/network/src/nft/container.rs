@@ -2,8 +2,11 @@
 //!
 //! Replies to what it asked pass by the state of the connection; so a policy that is made narrower also has to forget the
 //! connections that there are.
+//!
+//! The addresses of names are in two sets of the container's own, which the kernel takes them out of when their time is over.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use beta9_types::{MacAddress, NetworkPolicy, PublishedPort, Subnet};
 use serde_json::{Value, json};
@@ -29,12 +32,28 @@ pub(crate) struct Subject<'a> {
     pub(crate) neighbours: &'a [Subnet],
     pub(crate) policy: &'a NetworkPolicy,
     pub(crate) ports: &'a [PublishedPort],
+    pub(crate) name_server: Option<NameServer>,
 }
+
+/// Where a container's questions about names go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NameServer {
+    pub(crate) gateway: Ipv4Addr,
+    pub(crate) port: u16,
+}
+
+/// Addresses in a set of names' addresses.
+const MAX_NAMED: u32 = 1024;
 
 impl Subject<'_> {
     /// Frames from it, frames to it, packets that are routed, ports.
     fn chain(&self, purpose: char) -> String {
         format!("{purpose}_{}", self.interface)
+    }
+
+    /// The chains of each table that it always has.
+    pub(crate) fn chains(&self) -> [String; 2] {
+        [self.chain('f'), self.chain('p')]
     }
 
     /// Puts the rules in place, instead of those that there are.
@@ -54,13 +73,58 @@ impl Subject<'_> {
         let mut inet = Part { family: "inet", table: self.bridge, script: &mut script };
         let policy = self.chain('p');
         inet.chain(&policy);
+        // What an earlier policy let through it does not let through any more.
+        self.forget_named(&mut inet);
+        if self.policy.names().next().is_some() {
+            for (set, kind) in self.named() {
+                inet.set(&set, kind);
+            }
+        }
         self.routed(&mut inet, &policy);
         for address in self.addresses {
             let map = if address.is_ipv4() { "policy4" } else { "policy6" };
             self.element(&mut inet, map, json!(address.to_string()), &policy);
         }
+        if let Some(server) = self.name_server {
+            for address in self.asking() {
+                inet.port(&address, server.port);
+            }
+        }
         self.publish(&mut inet);
         script
+    }
+
+    /// Lets packets through to addresses, each for a while.
+    pub(crate) fn let_through(&self, addresses: &[(IpAddr, Duration)]) -> Script {
+        let mut script = Script::new();
+        let mut inet = Part { family: "inet", table: self.bridge, script: &mut script };
+        let [(four, _), (six, _)] = self.named();
+        for (address, lasts) in addresses {
+            let set = if address.is_ipv4() { &four } else { &six };
+            let element = json!({"elem": {"val": address.to_string(), "timeout": lasts.as_secs()}});
+            // One that is there keeps its time, so it is put there anew.
+            inet.elements("add", set, &json!([element.clone()]));
+            inet.elements("delete", set, &json!([address.to_string()]));
+            inet.elements("add", set, &json!([element]));
+        }
+        script
+    }
+
+    /// The sets of names' addresses and the kinds of addresses in them.
+    fn named(&self) -> [(String, &'static str); 2] {
+        [(self.chain('4'), "ipv4_addr"), (self.chain('6'), "ipv6_addr")]
+    }
+
+    fn forget_named(&self, part: &mut Part<'_>) {
+        for (set, kind) in self.named() {
+            part.set(&set, kind);
+            part.remove_set(&set);
+        }
+    }
+
+    /// The addresses that questions come from.
+    fn asking(&self) -> impl Iterator<Item = String> + '_ {
+        self.addresses.iter().filter(|address| address.is_ipv4()).map(ToString::to_string)
     }
 
     /// Takes the rules away, those for ports excepted. What is not there is made first, so that it is no error.
@@ -81,6 +145,13 @@ impl Subject<'_> {
             self.element(&mut inet, map, json!(address.to_string()), &policy);
             inet.forget(map, json!(address.to_string()));
         }
+        if let Some(server) = self.name_server {
+            for address in self.asking() {
+                inet.port(&address, server.port);
+                inet.forget("names", json!(address));
+            }
+        }
+        self.forget_named(&mut inet);
         inet.remove_chain(&policy);
         script
     }
@@ -182,14 +253,14 @@ impl Subject<'_> {
     }
 
     fn unless_allowed(&self, part: &mut Part<'_>, chain: &str, own: &str, protocol: &str) {
-        let NetworkPolicy::Only(allowed) = self.policy else { return };
+        let NetworkPolicy::Only(_) = self.policy else { return };
         for neighbours in self.neighbours.iter().filter(|subnet| protocol_of(**subnet) == protocol) {
             let gateway = gateway_of(*neighbours).to_string();
             // The host's own address is routed, and judged there.
             let to = || field(protocol, "daddr");
             part.rule(chain, [is(field(protocol, "saddr"), own), is(to(), gateway), accept()]);
-            for allowed in allowed.iter().filter(|allowed| protocol_of(**allowed) == protocol) {
-                part.rule(chain, [is(field(protocol, "saddr"), own), is(to(), subnet(*allowed)), accept()]);
+            for allowed in self.policy.networks().filter(|allowed| protocol_of(*allowed) == protocol) {
+                part.rule(chain, [is(field(protocol, "saddr"), own), is(to(), subnet(allowed)), accept()]);
             }
             part.rule(chain, [is(to(), subnet(*neighbours)), drop()]);
         }
@@ -209,22 +280,38 @@ impl Subject<'_> {
         match self.policy {
             NetworkPolicy::Open => {}
             NetworkPolicy::Blocked => part.rule(chain, [drop()]),
-            NetworkPolicy::Only(allowed) => {
+            NetworkPolicy::Only(_) => {
                 let replies = has(connection("state"), json!(["established", "related"]));
                 part.rule(chain, [replies, is(json!({"ct": {"key": "direction"}}), "reply"), accept()]);
                 // Questions about neighbours are answered by the host itself.
                 let asks = any_of(["nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"]);
                 part.rule(chain, [is(field("icmpv6", "type"), asks), accept()]);
+                if let Some(NameServer { gateway, port }) = self.name_server {
+                    let to = is(field("ip", "daddr"), gateway.to_string());
+                    let by = is(meta("l4proto"), any_of(["tcp", "udp"]));
+                    part.rule(chain, [to, by, is(field("th", "dport"), port), accept()]);
+                }
                 for protocol in ["ip", "ip6"] {
-                    let of = |allowed: &&Subnet| protocol_of(**allowed) == protocol;
-                    let allowed: Vec<Value> =
-                        allowed.iter().filter(of).map(|allowed| subnet(*allowed)).collect();
-                    for allowed in allowed {
-                        part.rule(chain, [is(field(protocol, "daddr"), allowed), accept()]);
+                    for allowed in self.policy.networks().filter(|allowed| protocol_of(*allowed) == protocol)
+                    {
+                        part.rule(chain, [is(field(protocol, "daddr"), subnet(allowed)), accept()]);
                     }
+                }
+                if self.policy.names().next().is_some() {
+                    self.routed_by_name(part, chain);
                 }
                 part.rule(chain, [drop()]);
             }
+        }
+    }
+
+    /// What names lead to, and never the host itself, whatever they say.
+    fn routed_by_name(&self, part: &mut Part<'_>, chain: &str) {
+        let elsewhere = || is_not(json!({"fib": {"result": "type", "flags": ["daddr"]}}), "local");
+        // A connection outlives the time for which its name was good.
+        part.rule(chain, [has(connection("state"), json!(["established"])), elsewhere(), accept()]);
+        for (protocol, (set, _)) in ["ip", "ip6"].into_iter().zip(self.named()) {
+            part.rule(chain, [is(field(protocol, "daddr"), format!("@{set}")), elsewhere(), accept()]);
         }
     }
 
@@ -257,23 +344,26 @@ impl Subject<'_> {
         }
     }
 
+    /// Puts the rules for its ports in the place of those for the ports that it had.
+    pub(crate) fn change_ports(&self, before: &[PublishedPort]) -> Script {
+        let mut script = Script::new();
+        let mut inet = Part { family: "inet", table: self.bridge, script: &mut script };
+        let (chain, now) = (self.chain('d'), self.published_keys());
+        inet.chain(&chain);
+        self.publish(&mut inet);
+        for (map, key) in keys_of(before).into_iter().filter(|key| !now.contains(key)) {
+            self.element(&mut inet, map, key.clone(), &chain);
+            inet.forget(map, key);
+        }
+        if now.is_empty() {
+            inet.remove_chain(&chain);
+        }
+        script
+    }
+
     /// The keys of the maps that lead to this container's ports.
     fn published_keys(&self) -> Vec<(&'static str, Value)> {
-        let mut keys = Vec::new();
-        for port in self.ports.iter().filter(|port| !port.host_ip.is_loopback()) {
-            let (protocol, number) = (json!(port.protocol.as_str()), json!(port.host_port));
-            let entry = if port.host_ip.is_unspecified() {
-                ("publish", together(&[protocol, number]))
-            } else {
-                let map = if port.host_ip.is_ipv4() { "publish4" } else { "publish6" };
-                (map, together(&[json!(port.host_ip.to_string()), protocol, number]))
-            };
-            // One for every address is published for both families.
-            if !keys.contains(&entry) {
-                keys.push(entry);
-            }
-        }
-        keys
+        keys_of(self.ports)
     }
 
     fn element(&self, part: &mut Part<'_>, map: &str, key: Value, chain: &str) {
@@ -282,6 +372,24 @@ impl Subject<'_> {
         let element = json!({"family": part.family, "table": part.table, "name": map, "elem": element});
         part.script.push("add", "element", element);
     }
+}
+
+fn keys_of(ports: &[PublishedPort]) -> Vec<(&'static str, Value)> {
+    let mut keys = Vec::new();
+    for port in ports.iter().filter(|port| !port.host_ip.is_loopback()) {
+        let (protocol, number) = (json!(port.protocol.as_str()), json!(port.host_port));
+        let entry = if port.host_ip.is_unspecified() {
+            ("publish", together(&[protocol, number]))
+        } else {
+            let map = if port.host_ip.is_ipv4() { "publish4" } else { "publish6" };
+            (map, together(&[json!(port.host_ip.to_string()), protocol, number]))
+        };
+        // One for every address is published for both families.
+        if !keys.contains(&entry) {
+            keys.push(entry);
+        }
+    }
+    keys
 }
 
 /// The host's own address in a network of the bridge.
@@ -316,8 +424,30 @@ impl Part<'_> {
     }
 
     fn forget(&mut self, map: &str, key: Value) {
-        let element = json!({"family": self.family, "table": self.table, "name": map, "elem": [key]});
-        self.script.push("delete", "element", element);
+        self.elements("delete", map, &json!([key]));
+    }
+
+    fn elements(&mut self, verb: &str, name: &str, elements: &Value) {
+        let elements = json!({"family": self.family, "table": self.table, "name": name, "elem": elements});
+        self.script.push(verb, "element", elements);
+    }
+
+    /// Says at which port questions from an address are answered.
+    fn port(&mut self, from: &str, port: u16) {
+        self.elements("add", "names", &json!([[from, port]]));
+    }
+
+    fn set(&mut self, name: &str, kind: &str) {
+        let set = json!({
+            "family": self.family, "table": self.table, "name": name, "type": kind,
+            "flags": ["timeout"], "size": MAX_NAMED,
+        });
+        self.script.push("add", "set", set);
+    }
+
+    fn remove_set(&mut self, name: &str) {
+        let set = json!({"family": self.family, "table": self.table, "name": name});
+        self.script.push("delete", "set", set);
     }
 
     fn rule(&mut self, chain: &str, expressions: impl Into<Vec<Value>>) {

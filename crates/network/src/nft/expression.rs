@@ -57,6 +57,11 @@ pub(crate) fn look_up(key: Value, map: &str) -> Value {
     json!({"vmap": {"key": key, "data": format!("@{map}")}})
 }
 
+/// Goes to the host's own port that a map says, if it knows the key.
+pub(crate) fn redirect_by(key: Value, map: &str) -> Value {
+    json!({"redirect": {"port": {"map": {"key": key, "data": format!("@{map}")}}}})
+}
+
 pub(crate) fn accept() -> Value {
     json!({"accept": null})
 }

@@ -5,13 +5,19 @@ use serde_json::{Value, json};
 
 use super::Script;
 use super::expression::{
-    accept, any_of, back, connection, drop, field, has, is, is_not, look_up, masquerade, meta, subnet,
-    together,
+    accept, any_of, back, connection, drop, field, has, is, is_not, look_up, masquerade, meta, redirect_by,
+    subnet, together,
 };
 
 /// The metadata services of the large clouds, which give the machine's credentials to whoever asks from it.
 const METADATA_V4: [&str; 2] = ["169.254.169.254", "169.254.170.2"];
 const METADATA_V6: [&str; 1] = ["fd00:ec2::254"];
+
+/// Where names are asked for.
+const DNS: u16 = 53;
+
+/// Grows whenever what is made here becomes something else, so that a bridge of an earlier program gets it, too.
+pub(crate) const REVISION: u32 = 1;
 
 /// Both tables, with what is in them replaced.
 pub(crate) fn create(settings: &NetworkSettings) -> Script {
@@ -22,6 +28,30 @@ pub(crate) fn create(settings: &NetworkSettings) -> Script {
     inet(settings, &mut script);
     bridge(settings, &mut script);
     script
+}
+
+/// Adds to the tables of an earlier program's bridge what they lack, and leaves the rules of its containers alone.
+pub(crate) fn upgrade(settings: &NetworkSettings) -> Script {
+    let mut script = Script::new();
+    let name = settings.bridge.as_str();
+    Table { family: "inet", name, script: &mut script }.ports("names");
+    script.push(
+        "insert",
+        "rule",
+        json!({"family": "inet", "table": name, "chain": "arrive", "expr": questions(settings)}),
+    );
+    script
+}
+
+/// Questions about names go to the container's own name server.
+fn questions(settings: &NetworkSettings) -> Vec<Value> {
+    vec![
+        is(meta("iifname"), settings.bridge.as_str()),
+        is(field("ip", "daddr"), settings.gateway4().to_string()),
+        is(meta("l4proto"), any_of(["tcp", "udp"])),
+        is(field("th", "dport"), DNS),
+        redirect_by(field("ip", "saddr"), "names"),
+    ]
 }
 
 /// Takes both tables away. A table that is not there is made first, because one cannot be removed without being there.
@@ -45,6 +75,14 @@ impl Table<'_> {
     fn map(&mut self, name: &str, key: Value) {
         let map =
             json!({"family": self.family, "table": self.name, "name": name, "type": key, "map": "verdict"});
+        self.script.push("add", "map", map);
+    }
+
+    /// A map from addresses to ports.
+    fn ports(&mut self, name: &str) {
+        let map = json!({
+            "family": self.family, "table": self.name, "name": name, "type": "ipv4_addr", "map": "inet_service",
+        });
         self.script.push("add", "map", map);
     }
 
@@ -79,7 +117,10 @@ fn inet(settings: &NetworkSettings, script: &mut Script) {
     table.map("publish4", json!(["ipv4_addr", "inet_proto", "inet_service"]));
     table.map("publish6", json!(["ipv6_addr", "inet_proto", "inet_service"]));
 
+    table.ports("names");
+
     table.hook("arrive", "nat", "prerouting", -100);
+    table.rule("arrive", questions(settings));
     // Containers reach published ports by the host's own listener, as its processes do.
     table.rule("arrive", [is(meta("iifname"), name), back()]);
     let kind = json!({"fib": {"result": "type", "flags": ["daddr"]}});

@@ -2,7 +2,7 @@ use beta9_sys::namespaces::{enter_new_network, on_own_thread};
 use beta9_types::{NetworkPolicy, NetworkSettings, PublishedPort, Subnet};
 use serde_json::Value;
 
-use super::container::Subject;
+use super::container::{NameServer, Subject};
 use super::{Nft, Script, skeleton};
 
 fn privileged() -> bool {
@@ -52,6 +52,7 @@ fn subject<'a>(
         neighbours,
         policy,
         ports,
+        name_server: Some(NameServer { gateway: [192, 168, 0, 1].into(), port: 40053 }),
     }
 }
 
@@ -78,7 +79,9 @@ fn every_policy_is_put_in_place_replaced_and_taken_away() {
     let addresses = ["192.168.0.2".parse().unwrap(), "fd00:abcd::2".parse().unwrap()];
     let neighbours = ["192.168.0.0/20".parse().unwrap(), "fd00:abcd::/64".parse().unwrap()];
     let allowed = ["10.0.0.0/8", "192.0.2.1", "fd00:1::/64", "::1"].map(|subnet| subnet.parse().unwrap());
-    let policies = [NetworkPolicy::Open, NetworkPolicy::Blocked, NetworkPolicy::Only(allowed.to_vec())];
+    let networks = NetworkPolicy::Only(allowed.to_vec());
+    let names = "10.0.0.0/8,example.com".parse().unwrap();
+    let policies = [NetworkPolicy::Open, NetworkPolicy::Blocked, networks, names];
     with_rules(|nft, listed| {
         let before = listed();
         let ports = ports();
@@ -90,6 +93,28 @@ fn every_policy_is_put_in_place_replaced_and_taken_away() {
             assert_eq!(listed(), once, "a second time changed the rules of {policy}");
             assert_ne!(once, before);
         }
+        // Addresses of names come and go by themselves; those that an earlier policy let through are gone with it.
+        let by_name = subject(&addresses, &neighbours, &policies[3], &ports);
+        let through = [("192.0.2.7", 60), ("2001:db8::7", 3600)]
+            .map(|(address, lasts)| (address.parse().unwrap(), std::time::Duration::from_secs(lasts)));
+        for _ in 0..2 {
+            nft.apply(&by_name.let_through(&through)).unwrap();
+            assert!(listed().contains("192.0.2.7") && listed().contains("2001:db8::7"));
+        }
+        nft.apply(&by_name.replace()).unwrap();
+        assert!(!listed().contains("192.0.2.7"));
+        // Ports go and come while it runs.
+        let (all, whole) = (subject(&addresses, &neighbours, &policies[3], &ports), listed());
+        let none = subject(&addresses, &neighbours, &policies[3], &[]);
+        nft.apply(&none.change_ports(&ports)).unwrap();
+        assert!(!listed().contains("dnat\":{"), "{}", listed());
+        nft.apply(&all.change_ports(&[])).unwrap();
+        let sorted = |text: String| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(listed()), sorted(whole));
         // With what is there, and once more without.
         for _ in 0..2 {
             let subject = subject(&addresses, &neighbours, &policies[0], &ports);
@@ -105,10 +130,40 @@ fn every_policy_is_put_in_place_replaced_and_taken_away() {
 }
 
 #[test]
+fn an_earlier_programs_bridge_gets_what_it_lacks() {
+    if !privileged() {
+        return;
+    }
+    let settings = NetworkSettings::default();
+    with_rules(|nft, listed| {
+        let whole = listed();
+        // The rule for questions is the first of its chain.
+        let list = nft.list(&["-a", "list", "chain", "inet", "b9_br0", "arrive"]).unwrap();
+        let rules = list["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("rule"));
+        let handle = rules.map(|rule| rule["handle"].clone()).next().unwrap();
+        let mut earlier = Script::new();
+        let rule =
+            serde_json::json!({"family": "inet", "table": "b9_br0", "chain": "arrive", "handle": handle});
+        earlier.push("delete", "rule", rule);
+        let map = serde_json::json!({"family": "inet", "table": "b9_br0", "name": "names"});
+        earlier.push("delete", "map", map);
+        nft.apply(&earlier).unwrap();
+        assert_ne!(listed(), whole);
+        nft.apply(&skeleton::upgrade(&settings)).unwrap();
+        let sorted = |text: String| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(listed()), sorted(whole));
+    });
+}
+
+#[test]
 fn the_rules_of_a_container_are_these() {
     let addresses = ["192.168.0.2".parse().unwrap(), "fd00:abcd::2".parse().unwrap()];
     let neighbours = ["192.168.0.0/20".parse().unwrap(), "fd00:abcd::/64".parse().unwrap()];
-    let policy = NetworkPolicy::Only(vec!["10.0.0.0/8".parse().unwrap()]);
+    let policy = "10.0.0.0/8,*.example.com".parse().unwrap();
     insta::assert_snapshot!(text(&subject(&addresses, &neighbours, &policy, &ports()).replace()));
 }
 

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Life, SIGKILL, next_command};
-use crate::operate::{self, Answer, Ask, Operation};
+use crate::operate::{self, Answer, Ask, Operation, Refusal};
 use crate::server::Command;
 
 /// A container that survives SIGKILL for so long is ended from outside.
@@ -88,6 +88,14 @@ impl Life {
                     Command::Ask(Ask::Operation { operation, done }) => {
                         if let Operation::Restart { policy } = operation {
                             self.restarts.follow(policy);
+                        }
+                        if let Operation::Ports { change } = &operation {
+                            let changing = self.network.change_ports(&self.directory, change.clone());
+                            operating.spawn(async move {
+                                let outcome = changing.await.map(|()| Answer::Done).map_err(Refusal::new);
+                                operate::Over { operation, outcome, done }
+                            });
+                            continue;
                         }
                         match operate::refusal(&operation, &self.updates.borrow().state.state, is_changing) {
                             Some(refusal) => drop(done.send(Err(refusal))),

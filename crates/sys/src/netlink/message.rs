@@ -42,6 +42,11 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0)
     }
 
+    /// One that holds others as the kernel wrote them.
+    pub(super) fn copied(self, kind: u16, inner: &[u8]) -> Self {
+        self.bytes(kind | NESTED, inner)
+    }
+
     /// Bytes that stand before the attributes in a nested one, as a peer's link header does.
     pub fn behind(self, header: &[u8]) -> Self {
         let mut bytes = header.to_vec();

@@ -1,4 +1,5 @@
-//! rtnetlink(7): links, addresses, routes and queueing disciplines of one network namespace.
+//! rtnetlink(7): links, addresses, routes and queueing disciplines of one network namespace; and the connections that its
+//! kernel tracks.
 //!
 //! A [`Socket`] belongs to the namespace in which its thread was when it was opened, and may be used from anywhere after
 //! that. Requests are made one at a time, each is answered, and each answer has a deadline. The guest's init uses the same
@@ -7,6 +8,8 @@
 mod message;
 mod socket;
 
+pub mod connections;
+pub mod events;
 pub mod filter;
 pub mod link;
 pub mod route;

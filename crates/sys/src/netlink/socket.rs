@@ -3,7 +3,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+};
 
 use super::message::{Message, attributes, text};
 use crate::error::Explained;
@@ -15,8 +17,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const HEADER: usize = 16;
 /// The kernel cuts lists into pieces of at most this size.
 const BUFFER: usize = 64 << 10;
-/// More pieces than any list of a namespace's links, addresses or routes has.
-const MAX_PIECES: usize = 4096;
+/// More pieces than any list of a namespace's links, addresses, routes or connections has.
+const MAX_PIECES: usize = 1 << 16;
 
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
@@ -50,8 +52,13 @@ pub(super) struct Answer {
 impl Socket {
     /// Opens one for the namespace that this thread is in.
     pub fn open() -> Result<Self> {
+        Self::open_to(None)
+    }
+
+    /// The same to another part of the kernel than the one for links, addresses and routes.
+    pub(super) fn open_to(part: Option<Protocol>) -> Result<Self> {
         let failed = |e: io::Error| Error::new("open a netlink socket", e);
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, part)
             .map_err(|e| failed(e.into()))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(DEADLINE)).map_err(|e| failed(e.into()))?;
         // Better errors; kernels that do not know an option go without.
@@ -77,7 +84,25 @@ impl Socket {
         self.ask(message, DUMP).map_err(|e| Error::new(operation, e))
     }
 
+    /// The same for what there may be very many of: each is looked at once, and none is kept.
+    pub(super) fn look_through(
+        &mut self,
+        operation: &'static str,
+        message: &Message,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let asked = self.say(message, DUMP).and_then(|()| self.answers(|_, body| each(body)));
+        asked.map_err(|e| Error::new(operation, e))
+    }
+
     fn ask(&mut self, message: &Message, flags: u16) -> io::Result<Vec<Answer>> {
+        self.say(message, flags)?;
+        let mut answers = Vec::new();
+        self.answers(|kind, body| answers.push(Answer { kind, body: body.to_vec() }))?;
+        Ok(answers)
+    }
+
+    fn say(&mut self, message: &Message, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = HEADER + message.body.len();
         let mut bytes = Vec::with_capacity(length);
@@ -90,12 +115,11 @@ impl Socket {
         bytes.extend_from_slice(&message.body);
         // A socket that was never connected sends to the kernel.
         send(&self.fd, &bytes, SendFlags::empty())?;
-        self.answers()
+        Ok(())
     }
 
     /// Reads up to the end of the answer to the latest request; what is left of an earlier one is passed over.
-    fn answers(&self) -> io::Result<Vec<Answer>> {
-        let mut answers = Vec::new();
+    fn answers(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         for _ in 0..MAX_PIECES {
             let (count, _) = match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::empty()) {
@@ -110,14 +134,14 @@ impl Socket {
                     continue;
                 }
                 match piece.kind {
-                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         return match errno(piece.body) {
-                            0 => Ok(answers),
+                            0 => Ok(()),
                             number => Err(explained(number, piece.flags, piece.body)),
                         };
                     }
-                    kind => answers.push(Answer { kind, body: piece.body.to_vec() }),
+                    kind => each(kind, piece.body),
                 }
             }
         }
@@ -125,14 +149,15 @@ impl Socket {
     }
 }
 
-struct Piece<'a> {
-    kind: u16,
+pub(super) struct Piece<'a> {
+    pub(super) kind: u16,
     flags: u16,
     sequence: u32,
-    body: &'a [u8],
+    pub(super) body: &'a [u8],
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Piece<'_>> {
+/// The messages in what was received. One that is cut off or impossible ends them.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Piece<'_>> {
     let short = |bytes: &[u8], at: usize| Some(u16::from_ne_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;

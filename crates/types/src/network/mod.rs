@@ -1,6 +1,7 @@
 //! What a container's network may be asked to be, and what it became.
 
 mod attachment;
+mod policy;
 mod ports;
 mod settings;
 mod subnet;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use attachment::{Attachment, Gateway, MacAddress};
-pub use ports::{PortMapping, PortProtocol, PublishedPort};
+pub use policy::{Allowed, HostPattern, NetworkPolicy};
+pub use ports::{ContainerPort, PortChange, PortMapping, PortProtocol, PublishedPort};
 pub use settings::{BridgeName, NetworkDefault, NetworkSettings};
 pub use subnet::{Ipv4Subnet, Ipv6Subnet, Subnet};
 
@@ -94,52 +96,6 @@ impl From<NetworkMode> for String {
     }
 }
 
-/// Whom a container may talk to, on top of what nobody may.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NetworkPolicy {
-    /// Everybody.
-    #[default]
-    Open,
-    /// These only, and whoever reaches it by a port that it publishes. Other containers and the host only if they are
-    /// among them.
-    Only(Vec<Subnet>),
-    /// Nobody, in neither direction.
-    Blocked,
-}
-
-impl NetworkPolicy {
-    /// Reads `open`, `blocked`, or networks with commas between them.
-    pub fn parse(text: &str) -> Result<Self, ParseError> {
-        match text {
-            "open" => Ok(Self::Open),
-            "blocked" => Ok(Self::Blocked),
-            text => text.split(',').map(Subnet::parse).collect::<Result<_, _>>().map(Self::Only),
-        }
-    }
-}
-
-impl std::fmt::Display for NetworkPolicy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Open => f.write_str("open"),
-            Self::Blocked => f.write_str("blocked"),
-            Self::Only(allowed) => {
-                let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
-                f.write_str(&allowed.join(","))
-            }
-        }
-    }
-}
-
-impl std::str::FromStr for NetworkPolicy {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        Self::parse(text)
-    }
-}
-
 /// How fast a container may send and receive, in bytes per second. Absent is as fast as it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -162,6 +118,8 @@ pub struct NetworkOptions {
     pub policy: NetworkPolicy,
     /// How fast.
     pub rates: RateLimits,
+    /// Names by which other containers find it, beside its own.
+    pub aliases: Vec<NetworkName>,
 }
 
 /// The network of a container as it was settled when it was created.

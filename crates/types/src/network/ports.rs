@@ -54,6 +54,111 @@ pub struct PublishedPort {
     pub protocol: PortProtocol,
 }
 
+/// A port of a container, whatever it is on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ContainerPort {
+    /// Its number.
+    pub number: u16,
+    /// Of which kind.
+    pub protocol: PortProtocol,
+}
+
+/// Which ports the host serves from now on, and which not any more.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PortChange {
+    /// Those that are not served any more.
+    pub remove: Vec<ContainerPort>,
+    /// Those that are.
+    pub add: Vec<PortMapping>,
+}
+
+impl PortChange {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.add.is_empty()
+    }
+
+    /// What is asked for after the change, by what was asked for before.
+    pub fn apply(&self, before: &[PortMapping]) -> Vec<PortMapping> {
+        let mut after = Vec::new();
+        for mapping in before {
+            let removed = |port: &ContainerPort| {
+                let step = port.number.checked_sub(mapping.container_port);
+                port.protocol == mapping.protocol && step.is_some_and(|step| step < mapping.count)
+            };
+            if !self.remove.iter().any(removed) {
+                after.push(mapping.clone());
+                continue;
+            }
+            // What is left of a range is single ports.
+            let singles = (0..mapping.count).map(|step| PortMapping {
+                host_port: mapping.host_port.map(|port| port.saturating_add(step)),
+                container_port: mapping.container_port.saturating_add(step),
+                count: 1,
+                ..mapping.clone()
+            });
+            after.extend(singles.filter(|single| {
+                let own = ContainerPort { number: single.container_port, protocol: single.protocol };
+                !self.remove.contains(&own)
+            }));
+        }
+        after.extend(self.add.iter().cloned());
+        after
+    }
+}
+
+impl PublishedPort {
+    /// The container's port.
+    pub fn inner(&self) -> ContainerPort {
+        ContainerPort { number: self.container_port, protocol: self.protocol }
+    }
+}
+
+impl ContainerPort {
+    /// Reads `80` or `53/udp`.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let bad = || ParseError::new("port of a container", text, "use a number, as in 80 or 53/udp");
+        let (number, protocol) = match text.split_once('/') {
+            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), PortProtocol::Tcp),
+            Some((number, "udp")) => (number, PortProtocol::Udp),
+            Some(_) => return Err(bad()),
+        };
+        match range(number) {
+            Some((number, 1)) => Ok(Self { number, protocol }),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl std::fmt::Display for ContainerPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.number, self.protocol.as_str())
+    }
+}
+
+impl std::str::FromStr for ContainerPort {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<String> for ContainerPort {
+    type Error = ParseError;
+
+    fn try_from(text: String) -> Result<Self, ParseError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<ContainerPort> for String {
+    fn from(port: ContainerPort) -> Self {
+        port.to_string()
+    }
+}
+
 impl PortMapping {
     const RULE: &'static str =
         "use [IP:][HOST:]CONTAINER[/udp], with ranges such as 8000-8010 of the same length on both sides";
@@ -211,6 +316,21 @@ mod tests {
         ];
         for bad in bad {
             assert!(PortMapping::parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_change_leaves_the_rest_of_a_range() {
+        let before: Vec<PortMapping> =
+            ["8000-8002:80-82", "53:53/udp", "9000:90"].map(|text| text.parse().unwrap()).to_vec();
+        let change = PortChange {
+            remove: ["81", "53/udp", "53/tcp", "7"].map(|text| text.parse().unwrap()).to_vec(),
+            add: vec!["127.0.0.1::443".parse().unwrap()],
+        };
+        let after: Vec<String> = change.apply(&before).iter().map(ToString::to_string).collect();
+        assert_eq!(after, ["8000:80/tcp", "8002:82/tcp", "9000:90/tcp", "127.0.0.1::443/tcp"]);
+        for bad in ["", "80-81", "80/sctp", "/udp", "0", "x", "80/tcp/tcp"] {
+            assert!(ContainerPort::parse(bad).is_err(), "{bad:?} was accepted");
         }
     }
 }

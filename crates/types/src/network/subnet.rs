@@ -72,6 +72,15 @@ impl Subnet {
             Self::V6(subnet) => subnet.prefix,
         }
     }
+
+    /// Whether an address belongs to it.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::V4(subnet), IpAddr::V4(address)) => subnet.contains(address),
+            (Self::V6(subnet), IpAddr::V6(address)) => subnet.contains(address),
+            _ => false,
+        }
+    }
 }
 
 impl Ipv4Subnet {
@@ -159,6 +168,12 @@ impl Ipv6Subnet {
     pub fn nth(self, offset: u32) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.base.to_bits().wrapping_add(offset.into()))
     }
+
+    /// Whether an address belongs to it.
+    pub fn contains(self, address: Ipv6Addr) -> bool {
+        let differing = address.to_bits() ^ self.base.to_bits();
+        differing.leading_zeros() >= u32::from(self.prefix)
+    }
 }
 
 impl std::fmt::Display for Subnet {
@@ -239,5 +254,9 @@ mod tests {
         assert!(!subnet.overlaps("192.168.16.0/24".parse().unwrap()));
         let six: Ipv6Subnet = "fd00:abcd::/64".parse().unwrap();
         assert_eq!(six.nth(257), "fd00:abcd::101".parse::<Ipv6Addr>().unwrap());
+        assert!(six.contains("fd00:abcd::ffff".parse().unwrap()));
+        assert!(!six.contains("fd00:abcd:0:1::".parse().unwrap()));
+        let all: Subnet = "::/0".parse().unwrap();
+        assert!(all.contains("::1".parse().unwrap()) && !all.contains("127.0.0.1".parse().unwrap()));
     }
 }

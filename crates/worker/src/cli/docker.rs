@@ -53,8 +53,6 @@ const OF_RUN: &[(&str, &str)] = &[
     ("--ip", "the worker gives addresses; `inspect` shows them"),
     ("--ip6", "the worker gives addresses; `inspect` shows them"),
     ("--mac-address", "the worker gives addresses; `inspect` shows them"),
-    ("--network-alias", "use --add-host in the others"),
-    ("--net-alias", "use --add-host in the others"),
 ];
 
 /// Flags of other commands.
@@ -83,7 +81,6 @@ const OF_COMMANDS: &[(&str, &[(&str, &str)])] = &[
             ("--cpuset-cpus", "they are chosen when a container is made, by `create --cpuset-cpus`"),
             ("--cpuset-mems", "they are chosen when a container is made, by `create --cpuset-mems`"),
             ("--kernel-memory", "use --memory, which counts the kernel's memory, too"),
-            ("--memory-reservation", "it is chosen when a container is made; use --memory"),
             ("--memory-swap", "swap stays as much as it was beside the memory; use --memory"),
         ],
     ),
@@ -194,10 +191,15 @@ const COMMANDS: &[(&str, &str)] = &[
     ("checkpoint", "there are no checkpoints"),
     ("commit", "copy files out by `cp`, and take a tree in by `image import`"),
     ("compose", "start each container by `run`"),
+    ("container ls", "use `ps`"),
     ("context", "use --root, with the directory of the worker that is meant"),
     ("diff", "look into it by `cp CONTAINER:PATH -`"),
     ("export", "use `cp CONTAINER:/ -` for a container's files, or `image export` for an image"),
     ("history", "use `image history`"),
+    ("image build", "build with another tool, and take the image in by `image import`"),
+    ("image load", "use `image import`"),
+    ("image save", "use `image export`"),
+    ("image tag", "use `image import --tag`, or `push IMAGE DESTINATION`"),
     ("images", "use `image ls`"),
     ("import", "use `image import`"),
     ("info", "use `status`, or `doctor` for what this machine can run"),

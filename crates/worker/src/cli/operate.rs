@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use beta9_types::{MemoryBytes, NetworkPolicy, RestartPolicy};
+use beta9_types::{ContainerPort, MemoryBytes, NetworkPolicy, PortMapping, RestartPolicy};
 use clap::Args;
 use serde_json::json;
 
 use crate::api;
 use crate::cli::container::each;
-use crate::cli::flags::nano_cpus;
+use crate::cli::flags::{nano_cpus, rate};
 use crate::cli::table;
 use crate::cli::{Outcome, OutputFormat};
 use crate::client::Client;
@@ -35,6 +35,9 @@ pub(super) struct UpdateArgs {
     /// Memory limit, as in 512m or 2g.
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MemoryBytes>,
+    /// Memory that it keeps when the host runs short.
+    #[arg(long, value_name = "SIZE")]
+    memory_reservation: Option<MemoryBytes>,
     /// Processors that it may use, as in 0.5 or 2.
     #[arg(long, value_name = "NUMBER", value_parser = nano_cpus)]
     cpus: Option<u64>,
@@ -44,9 +47,27 @@ pub(super) struct UpdateArgs {
     /// What happens when it ends: no, on-failure[:TIMES], always or unless-stopped.
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
-    /// Whom it may talk to from now on: open, blocked, or networks with commas between them.
+    /// Whom it may talk to from now on: open, blocked, or networks and host names with commas between them.
     #[arg(long, value_name = "POLICY")]
     network_policy: Option<NetworkPolicy>,
+    /// The most that it sends, in bytes per second; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    egress_rate: Option<u64>,
+    /// The most that it receives, in bytes per second; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    ingress_rate: Option<u64>,
+    /// Bytes per second on its own disks, as in 20m; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    disk_rate: Option<u64>,
+    /// Reads and writes per second on its own disks; 0 is no limit.
+    #[arg(long, value_name = "NUMBER")]
+    disk_operations: Option<u64>,
+    /// Serve a port of the container on the host from now on, as `run -p` does.
+    #[arg(long, value_name = "[IP:][HOST:]CONTAINER[/udp]")]
+    publish_add: Vec<PortMapping>,
+    /// Do not serve a port of the container any more.
+    #[arg(long, value_name = "CONTAINER[/udp]")]
+    publish_rm: Vec<ContainerPort>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -69,15 +90,33 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, containers } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, .. } = args;
+    let UpdateArgs {
+        memory_reservation,
+        egress_rate,
+        ingress_rate,
+        disk_rate,
+        disk_operations,
+        publish_add,
+        publish_rm,
+        containers,
+        ..
+    } = args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
+            memory_reservation_bytes: memory_reservation.map(|memory| memory.get()),
+            egress_rate,
+            ingress_rate,
+            disk_rate,
+            disk_operations,
             container: container.clone(),
             memory_bytes: memory.map(|memory| memory.get()),
             nano_cpus: cpus,
             pids: pids_limit,
             restart: restart.map(|policy| policy.to_string()).unwrap_or_default(),
             network_policy: network_policy.as_ref().map(NetworkPolicy::to_string).unwrap_or_default(),
+            publish_add: publish_add.iter().map(ToString::to_string).collect(),
+            publish_remove: publish_rm.iter().map(ToString::to_string).collect(),
         };
         client.containers.update(request).await?;
         terminal::line(&container)

@@ -60,6 +60,7 @@ pub(super) async fn run(global: &Global, args: ServeArgs) -> Outcome {
     let worker = Arc::new(Worker::open(&root, setup.into_pools(&args.pools)?)?.with_events());
     let listener = listen(&root).await?;
     worker.adopt().await?;
+    tokio::spawn(Arc::clone(&worker).keep_rules());
     // Requests are accepted meanwhile; one for a pool that is being created waits for it.
     let preparing = Arc::clone(&worker);
     tokio::spawn(async move { preparing.pools().prepare().await });

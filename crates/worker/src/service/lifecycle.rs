@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use beta9_microvm::EngineCounters;
 use beta9_supervisor::{
     ContainerDirectory, OwnVolumes, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
     needs_recovery,
@@ -220,6 +221,20 @@ impl Worker {
         Ok(self.list().await?.into_iter().map(one).collect())
     }
 
+    /// What engines have counted, by container, where they count.
+    pub(crate) async fn engine_counters(&self) -> Result<Vec<(String, EngineCounters)>> {
+        let mut counted = Vec::new();
+        for Described { record, state, .. } in self.list().await? {
+            if state.state.pid().is_some()
+                && let Some(counters) =
+                    beta9_microvm::engine_counters(record.runtime, &record.settings, &record.id)
+            {
+                counted.push((record.id.to_string(), counters));
+            }
+        }
+        Ok(counted)
+    }
+
     async fn describe_id(&self, id: &ContainerId) -> Result<Option<Described>> {
         match self.by_id(id)? {
             Some((directory, record)) => self.described(directory, record).await.map(Some),
@@ -307,6 +322,8 @@ impl Worker {
             Supervisor::of(directory.clone()).stop(Duration::ZERO, None).await?;
             follower.last_or_gone().await?;
         }
+        // What a supervisor that died left, or could not take away.
+        self.is_over(&directory).await?;
         end_lending(&directory).await?;
         let gone = record.clone();
         blocking(move || forget(&directory, &record, volumes)).await?;

@@ -43,6 +43,7 @@ impl Worker {
         if let Some(name) = &old {
             let _ = fs::remove_file(self.name_file(name));
         }
+        self.rename_in_network(&directory, old.as_ref(), new.as_ref()).await?;
         let old_name = old.map(String::from).unwrap_or_default();
         self.tell(&record, "rename", &[("old_name", old_name)]);
         Ok(())

@@ -1,14 +1,17 @@
 //! What a container is connected to: settled when it is created, shown while it runs.
 
+use std::sync::Arc;
+
 use beta9_network::{Connection, Joined, Nft};
-use beta9_supervisor::{ContainerDirectory, Record};
+use beta9_supervisor::{ContainerDirectory, Operation, Record};
 use beta9_types::{
-    ContainerRequest, NetworkDefault, NetworkMode, NetworkName, NetworkPlan, NetworkPolicy, RuntimeKind,
+    ContainerName, ContainerRequest, NetworkDefault, NetworkMode, NetworkName, NetworkPlan, NetworkPolicy,
+    PortChange, RuntimeKind,
 };
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::service::{Worker, blocking};
+use crate::service::{Worker, blocking, options};
 
 impl Worker {
     /// Settles the network of a request, and says what could not be had.
@@ -47,6 +50,7 @@ impl Worker {
         if mode != NetworkMode::Bridge {
             let asked = [
                 (!options.ports.is_empty(), "-p"),
+                (!options.aliases.is_empty(), "--network-alias"),
                 (options.policy != NetworkPolicy::Open, "--block-network and --allow-network"),
                 (
                     options.rates.egress.is_some() || options.rates.ingress.is_some(),
@@ -83,6 +87,74 @@ impl Worker {
         Ok(())
     }
 
+    /// Changes how fast a container may send and receive: now, if it runs, and whenever it is started. 0 lifts a limit,
+    /// and what is absent stays as it is.
+    pub(super) async fn set_network_rates(
+        &self,
+        container: &str,
+        egress: Option<u64>,
+        ingress: Option<u64>,
+    ) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no network of this worker's to change: its network is {}",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        let rates = &mut record.request.options.network.rates;
+        for (name, rate, wanted) in
+            [("egress rate", &mut rates.egress, egress), ("ingress rate", &mut rates.ingress, ingress)]
+        {
+            if let Some(wanted) = wanted {
+                *rate = options::rate(name, wanted)?;
+            }
+        }
+        let rates = *rates;
+        record.write(&directory)?;
+        let file = Connection::file_in(directory.path());
+        let changed = blocking(move || Connection::set_rates(&file, rates)).await?;
+        changed.map_err(|e| Error::internal("change the container's rates", e))?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
+    /// Changes which ports of a container the host serves: now, if it runs, and whenever it is started.
+    pub(super) async fn change_ports(&self, container: &str, change: PortChange) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no ports of the host: its network is {}, not the bridge",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        if !self.is_over(&directory).await? {
+            self.operate(&directory, &record, Operation::Ports { change: change.clone() }).await?;
+        }
+        let ports = &mut record.request.options.network.ports;
+        *ports = change.apply(ports);
+        record.write(&directory)?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
+    /// Has other containers find it by another name.
+    pub(super) async fn rename_in_network(
+        &self,
+        directory: &ContainerDirectory,
+        old: Option<&ContainerName>,
+        new: Option<&ContainerName>,
+    ) -> Result<()> {
+        let name =
+            |name: Option<&ContainerName>| NetworkName::parse(&name?.as_ref().to_ascii_lowercase()).ok();
+        let (old, Some(new)) = (name(old), name(new)) else { return Ok(()) };
+        let file = Connection::file_in(directory.path());
+        let renamed = blocking(move || Connection::rename(&file, old.as_ref(), &new)).await?;
+        renamed.map_err(|e| Error::internal("change the container's name in its network", e))
+    }
+
     /// The network of another container, by its id.
     fn container_network(&self, runtime: RuntimeKind, other: &str) -> Result<NetworkMode> {
         let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, why));
@@ -100,6 +172,78 @@ impl Worker {
             ));
         }
         Ok(NetworkMode::Container(record.id.to_string()))
+    }
+}
+
+/// What a container has received and sent over the bridge.
+pub(crate) struct Traffic {
+    pub(crate) id: String,
+    pub(crate) runtime: String,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+}
+
+impl Worker {
+    fn all_on_record(&self) -> Result<Vec<(ContainerDirectory, Record)>> {
+        // One that is being removed is none.
+        Ok(self.ids()?.iter().filter_map(|id| self.by_id(id).ok().flatten()).collect())
+    }
+
+    /// Makes rules of containers again whenever somebody has thrown them away, and those that are gone already.
+    pub(crate) async fn keep_rules(self: Arc<Self>) {
+        let watch = beta9_network::RulesWatch::open(&self.pools.network().bridge);
+        let mut watch = match watch {
+            Ok(watch) => watch,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                return tracing::warn!(
+                    error,
+                    "rules of containers that others throw away are not made again"
+                );
+            }
+        };
+        loop {
+            match self.restore_rules().await {
+                Ok(0) => {}
+                Ok(count) => tracing::warn!(count, "rules of containers were gone and are made again"),
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "rules of containers could not be made again");
+                }
+            }
+            if let Err(error) = watch.gone().await {
+                let error: &dyn std::error::Error = &error;
+                return tracing::error!(
+                    error,
+                    "rules of containers that others throw away are not made again"
+                );
+            }
+        }
+    }
+
+    async fn restore_rules(&self) -> Result<usize> {
+        let bridged = |(_, record): &(ContainerDirectory, Record)| record.network.mode == NetworkMode::Bridge;
+        let containers = self.all_on_record()?.into_iter().filter(bridged);
+        let files = containers.map(|(directory, _)| Connection::file_in(directory.path()));
+        let files: Vec<_> = files.filter(|file| file.exists()).collect();
+        if files.is_empty() {
+            return Ok(0);
+        }
+        let restored = blocking(move || beta9_network::restore_rules(&Nft::new(None), &files)).await?;
+        restored.map_err(|e| Error::internal("make the rules of containers", e))
+    }
+
+    /// What every container has received and sent that is connected to the bridge now.
+    pub(crate) async fn traffic(&self) -> Result<Vec<Traffic>> {
+        let containers = self.all_on_record()?;
+        blocking(move || {
+            let of = |(directory, record): (ContainerDirectory, Record)| {
+                let (received, sent) = traffic(&directory, &record)?;
+                let (id, runtime) = (record.id.to_string(), record.runtime.to_string());
+                Some(Traffic { id, runtime, received, sent })
+            };
+            containers.into_iter().filter_map(of).collect()
+        })
+        .await
     }
 }
 

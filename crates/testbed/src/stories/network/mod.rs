@@ -1,8 +1,10 @@
 //! What containers reach and by what they are reached. Real packets, between containers, this host, and an "outside" that is
 //! a network namespace of the story's own.
 
+mod names;
 mod outside;
 mod policies;
+mod traffic;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,12 +17,22 @@ use serde_json::Value;
 use super::stories;
 use crate::World;
 use crate::world::Container;
+use names::{
+    a_container_reaches_the_hosts_that_it_may_by_name, a_policy_counts_from_the_first_packet_after_it,
+    containers_find_each_other_by_name,
+};
 use outside::{Outside, command};
 use policies::{
     a_blocked_container_reaches_nobody, a_container_reaches_only_what_it_is_allowed_to,
     a_firewall_that_drops_is_opened_and_closed_again, a_policy_changes_while_it_runs,
-    a_rate_of_sending_is_kept_to, an_address_that_is_not_its_own_is_of_no_use,
-    the_clouds_metadata_is_out_of_reach,
+    a_rate_of_sending_changes_while_it_runs, a_rate_of_sending_is_kept_to,
+    an_address_that_is_not_its_own_is_of_no_use, the_clouds_metadata_is_out_of_reach,
+};
+
+use traffic::{
+    a_container_that_floods_hurts_nobody, a_rate_of_receiving_is_kept_to,
+    datagrams_arrive_by_a_published_port, ports_come_and_go_while_it_runs,
+    rules_that_somebody_throws_away_are_made_again, traffic_is_counted_in_metrics,
 };
 
 stories![
@@ -41,8 +53,18 @@ stories![
     Full an_address_that_is_not_its_own_is_of_no_use,
     Full a_restarted_container_keeps_its_address_and_its_network,
     Full a_rate_of_sending_is_kept_to,
+    Full a_rate_of_sending_changes_while_it_runs,
     Full many_containers_start_at_once,
     Full a_firewall_that_drops_is_opened_and_closed_again,
+    Core containers_find_each_other_by_name,
+    Full a_container_reaches_the_hosts_that_it_may_by_name,
+    Full a_policy_counts_from_the_first_packet_after_it,
+    Full ports_come_and_go_while_it_runs,
+    Full datagrams_arrive_by_a_published_port,
+    Full a_rate_of_receiving_is_kept_to,
+    Full a_container_that_floods_hurts_nobody,
+    Full rules_that_somebody_throws_away_are_made_again,
+    Full traffic_is_counted_in_metrics,
 ];
 
 /// How long a packet may take that arrives.
@@ -339,7 +361,9 @@ fn a_container_in_a_namespace_of_its_own_knows_its_name(world: &World<'_>) -> Re
         ensure!(hosts.lines().any(|own| own == line), "{line:?} is not in\n{hosts}");
     }
     ensure!(!hosts.contains("127.0.0.1\tthishost"), "{hosts}");
-    container.exec(&[], &["cat", "/etc/resolv.conf"]).finish()?.prints("nameserver 192.0.2.53")?;
+    // Its name server is its gateway, which asks the one that was named.
+    let gateway = end_of(&container)?["gateways"][0].as_str().context("no gateway")?.to_owned();
+    container.exec(&[], &["cat", "/etc/resolv.conf"]).finish()?.prints(&format!("nameserver {gateway}"))?;
     Ok(())
 }
 

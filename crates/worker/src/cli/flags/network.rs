@@ -15,8 +15,11 @@ pub(super) struct NetworkFlags {
     /// Let it talk to nobody.
     #[arg(long)]
     block_network: bool,
-    /// Let it talk to these networks only.
-    #[arg(long, value_name = "ADDRESS[/PREFIX]")]
+    /// Another name by which the worker's containers find it.
+    #[arg(long, alias = "net-alias", value_name = "NAME")]
+    network_alias: Vec<String>,
+    /// Let it talk to these only: networks, and host names such as example.com or *.example.com.
+    #[arg(long, value_name = "ADDRESS[/PREFIX]|NAME")]
     allow_network: Vec<String>,
     /// The most that it sends, in bytes per second.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
@@ -32,6 +35,7 @@ impl NetworkFlags {
         request.publish = self.publish;
         request.block_network = self.block_network;
         request.allow_networks = self.allow_network;
+        request.network_aliases = self.network_alias;
         request.egress_rate = self.egress_rate.unwrap_or(0);
         request.ingress_rate = self.ingress_rate.unwrap_or(0);
     }
