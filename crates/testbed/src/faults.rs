@@ -14,6 +14,7 @@ mod initramfs;
 mod kernel;
 mod lender;
 mod missing_kernel;
+mod mounts;
 mod source;
 mod supervisor;
 mod traces;
@@ -60,6 +61,7 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
             run: Box::new(move || worker::is_killed(&mixed)),
         },
         on_runc("a_second_worker_for_one_root_is_refused", worker::is_doubled),
+        on_runc("a_volume_whose_maker_is_killed_is_whole_or_absent", mounts::lose_the_maker_of_a_volume),
         on_runc("a_pool_falls_back_aloud", fallback::is_allowed),
         on_runc("a_pool_that_may_not_fall_back_is_not_ready", fallback::is_forbidden),
         on_runc("a_runtime_asked_for_never_falls_back", fallback::is_never_for_a_request),
@@ -96,6 +98,12 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
         all.push(on("a_supervisor_killed_while_running_is_reported", supervisor::is_killed_while_running));
         all.push(on("a_supervisor_killed_while_stopping_is_reported", supervisor::is_killed_while_stopping));
         all.push(on("a_mount_source_that_hangs_holds_up_nobody", source::hangs));
+        if !runtime.is_microvm() {
+            all.push(on(
+                "a_limited_layer_whose_maker_is_killed_is_made_again",
+                mounts::lose_the_maker_of_a_limited_layer,
+            ));
+        }
         if runtime.is_microvm() {
             all.push(on("a_killed_vmm_is_reported", vmm::is_killed));
             all.push(on("a_copy_of_one_that_is_over_may_be_killed", lender::is_killed));

@@ -15,7 +15,7 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Barrier, Mutex, PoisonError};
 
 use beta9_runtime::{Error, ErrorKind, Result};
 use fuse_backend_rs::api::server::Server;
@@ -46,10 +46,17 @@ const UNANSWERED: [u32; 3] = [2, 36, 42];
 pub(super) fn run(exports: Exports, connection: &UnixStream) -> Result<()> {
     let server = Server::new(exports);
     let (requests, replies) = (Mutex::new(Requests::new(connection)), Mutex::new(connection));
+    // Nothing of the guest's is read while a thread may still make other calls than these.
+    let filtered = Barrier::new(WORKERS + 1);
+    let give_up_calls = || {
+        let given_up = calls::allow_serving();
+        filtered.wait();
+        given_up
+    };
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..WORKERS).map(|_| scope.spawn(|| work(&server, &requests, &replies))).collect();
-        let filtered = calls::allow_serving();
+        let worker = || give_up_calls().and_then(|()| work(&server, &requests, &replies));
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(worker)).collect();
+        let filtered = give_up_calls();
         // They end when the guest's connection does.
         let worked = workers.into_iter().map(|worker| {
             worker
@@ -135,7 +142,6 @@ fn work(
     let mut reply = File::from(reply);
     let mut scratch = vec![0; MAX_MESSAGE];
     let (mut request, mut outgoing) = (Vec::new(), Vec::new());
-    calls::allow_serving()?;
     loop {
         if !requests.lock().unwrap_or_else(PoisonError::into_inner).read(&mut request)? {
             return Ok(());

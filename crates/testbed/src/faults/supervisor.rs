@@ -48,30 +48,37 @@ pub(super) fn is_killed_at_the_start(runtime: RuntimeKind) -> Result<()> {
         let world = World::new(site, runtime, "starting");
         for step in traces::start(runtime).windows(2) {
             let [done, next] = step else { continue };
-            let mut is_hit = false;
-            for _ in 0..ATTEMPTS {
-                let (container, client, places) = begin(&world, site, runtime, &["sleep", "1000"])?;
-                let process = places.supervisor()?;
-                places.reach(*done)?;
-                kill(process)?;
-                is_hit = !places.has(*next);
-                drop(places);
-                // Killed in time it failed; and it may have been up by then.
-                let finished = client.finish()?;
-                ensure!(finished.code() == 125 || !is_hit, "a start that was cut short\n{finished}");
-                is_lost(&container)?;
-                container.run(&["rm"])?.ends_with(0)?;
-                if is_hit {
-                    break;
-                }
-            }
-            ensure!(
-                is_hit,
-                "{ATTEMPTS} times {next:?} was there before the supervisor was killed at {done:?}"
-            );
+            killed_between(&world, site, &[], *done, *next)?.run(&["rm"])?.ends_with(0)?;
         }
         Ok(())
     })
+}
+
+/// A container whose supervisor was killed when `done` was there and `next` was not, and that is recorded so.
+pub(super) fn killed_between<'w, 'a>(
+    world: &'w World<'a>,
+    site: &Site,
+    flags: &[&str],
+    done: Trace,
+    next: Trace,
+) -> Result<Container<'w, 'a>> {
+    for _ in 0..ATTEMPTS {
+        let (container, client, places) = begin(world, site, flags, &["sleep", "1000"])?;
+        let process = places.supervisor()?;
+        places.reach(done)?;
+        kill(process)?;
+        let is_hit = !places.has(next);
+        drop(places);
+        // Killed in time it failed; and it may have been up by then.
+        let finished = client.finish()?;
+        ensure!(finished.code() == 125 || !is_hit, "a start that was cut short\n{finished}");
+        is_lost(&container)?;
+        if is_hit {
+            return Ok(container);
+        }
+        container.run(&["rm"])?.ends_with(0)?;
+    }
+    bail!("{ATTEMPTS} times {next:?} was there before the supervisor was killed at {done:?}")
 }
 
 /// The verdict is on disk, and what the container held is not given back yet: the verdict stays.
@@ -79,7 +86,7 @@ pub(super) fn is_killed_while_cleaning_up(runtime: RuntimeKind) -> Result<()> {
     at(Site::prepare()?, |site| {
         let world = World::new(site, runtime, "cleaning");
         for _ in 0..ATTEMPTS {
-            let (container, client, places) = begin(&world, site, runtime, &["sh", "-c", "exit 33"])?;
+            let (container, client, places) = begin(&world, site, &[], &["sh", "-c", "exit 33"])?;
             let process = places.supervisor()?;
             places.reach(Trace::State("exited"))?;
             // It may be quicker than we are; then there is nothing to kill.
@@ -105,19 +112,19 @@ pub(super) fn is_killed_while_cleaning_up(runtime: RuntimeKind) -> Result<()> {
 pub(super) fn begin<'w, 'a>(
     world: &'w World<'a>,
     site: &Site,
-    runtime: RuntimeKind,
+    flags: &[&str],
     command: &[&str],
 ) -> Result<(Container<'w, 'a>, Running, Places)> {
     let containers = site.root().join("containers");
     let watch = Watch::over(&containers)?;
-    let (container, client) = world.run_kept_aside(&["-d"], command)?;
+    let (container, client) = world.run_kept_aside(&[&["-d"], flags].concat(), command)?;
     // Only now, so that the container's processes do not inherit it: who is told of a trace has to be quick.
     let haste = Haste::make();
     let directory = watch.first_entry(&containers)?;
-    Ok((container, client, Places::new(directory, site.vms(runtime), haste)?))
+    Ok((container, client, Places::new(directory, site.vms(world.runtime()), haste)?))
 }
 
-fn is_lost(container: &Container<'_, '_>) -> Result<()> {
+pub(super) fn is_lost(container: &Container<'_, '_>) -> Result<()> {
     let known = container.ended(125, "supervisor_lost")?;
     ensure!(known["exit"]["message"].is_string(), "the record does not say what happened: {known:#}");
     ensure!(container.wait()? == 125, "wait did not print 125");

@@ -70,6 +70,13 @@ impl Watch {
         }
     }
 
+    /// Waits until something is in `parent`, which is watched, whose name begins with `start`.
+    pub(super) fn entry(&self, parent: &Path, start: &str) -> Result<()> {
+        let begins = |entry: fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(start.as_bytes());
+        let look = || fs::read_dir(parent).ok()?.flatten().any(begins).then_some(());
+        self.until(start, look)
+    }
+
     /// The one directory in `parent`, which is watched.
     pub(super) fn first_entry(&self, parent: &Path) -> Result<PathBuf> {
         self.until("a container", || Some(fs::read_dir(parent).ok()?.next()?.ok()?.path()))

@@ -39,7 +39,7 @@ pub(super) fn is_killed_at_the_start(runtime: RuntimeKind) -> Result<()> {
         // The next container's directory is found by being the only one.
         measured.run(&["rm"])?.ends_with(0)?;
         for percent in [0, 10, 25, 40, 60, 80] {
-            let (container, client, places) = begin(&world, site, runtime, &["sleep", "1000"])?;
+            let (container, client, places) = begin(&world, site, &[], &["sleep", "1000"])?;
             let id = places.container.file_name().context("no id")?.to_string_lossy().into_owned();
             let vmm = appears(runtime, &id)?;
             sleep(usual * percent / 100);
