@@ -44,5 +44,7 @@ for runtime in runc "${@:-qemu}"; do
     run "$runtime" "" writing
     run "$runtime" "" reading
     run "$runtime" ":ro" reading
+    run "$runtime" ":ro,cached" reading
+    run "$runtime" ":cached" writing
 done
 echo "load: $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) cores"

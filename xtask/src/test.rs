@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::image::Images;
 use crate::process::{cargo, command, output, step};
@@ -200,11 +200,13 @@ fn nested(project: &Project, options: &Options, firecracker: Option<&Path>, jail
     ensure!(has_firecracker, "--nested needs firecracker in PATH: get a release of it and add its directory");
     let path = std::env::join_paths(directories).context("a directory of PATH has a colon")?;
     let stories = executable(project, "stories")?;
+    let worker = optimized_worker(project)?;
     let this = std::env::current_exe().context("cannot tell where this program is")?;
     let mut nested = Command::new(this);
     nested.args(["nested", "--timeout", &NESTED_SECONDS.to_string()]).current_dir(project.root());
     nested.args(["--env", "BETA9_RUNTIMES=firecracker", "--env", "BETA9_REQUIRE_RUNTIMES=firecracker"]);
     nested.args(["--env", &format!("BETA9_JAIL={jail}")]).env("PATH", path);
+    nested.args(["--env", &format!("BETA9_WORKER={}", worker.display())]);
     if !options.all {
         nested.args(["--env", "BETA9_TIER=core"]);
     }
@@ -212,19 +214,27 @@ fn nested(project: &Project, options: &Options, firecracker: Option<&Path>, jail
     Ok(nested)
 }
 
+/// The worker as it is shipped: where each instruction is emulated, one that is not optimized takes twice as long.
+fn optimized_worker(project: &Project) -> Result<PathBuf> {
+    let arguments = ["build", "--release", "--package", "beta9-worker", "--message-format=json"];
+    let messages = output(Command::new(cargo()).args(arguments).current_dir(project.root()))?;
+    last_executable(&messages).context("cargo does not say where the worker is")
+}
+
 /// Where cargo puts a test program of the testbed.
 fn executable(project: &Project, name: &str) -> Result<PathBuf> {
     let arguments =
         ["test", "--package", "beta9-testbed", "--no-run", "--message-format=json", "--test", name];
     let messages = output(Command::new(cargo()).args(arguments).current_dir(project.root()))?;
-    let path = messages.lines().rev().find_map(|line| {
+    last_executable(&messages).with_context(|| format!("cargo does not say where the test program {name} is"))
+}
+
+/// The last program that cargo's messages name.
+fn last_executable(messages: &str) -> Option<PathBuf> {
+    messages.lines().rev().find_map(|line| {
         let (_, rest) = line.split_once("\"executable\":\"")?;
         rest.split_once('"').map(|(path, _)| PathBuf::from(path))
-    });
-    match path {
-        Some(path) => Ok(path),
-        None => bail!("cargo does not say where the test program {name} is"),
-    }
+    })
 }
 
 fn run_tier(tier: &mut Tier, logs: &Path) -> Result<Outcome> {

@@ -33,7 +33,7 @@ enum Slot {
     Users(fn(&mut RuntimeSettings) -> &mut UidRange),
 }
 
-const SETTINGS: [(&str, Slot); 26] = [
+const SETTINGS: [(&str, Slot); 27] = [
     ("runc_bin", Slot::Program(|s| &mut s.runc_bin)),
     ("gvisor_bin", Slot::Program(|s| &mut s.gvisor_bin)),
     ("gvisor_root", Slot::Directory(|s| &mut s.gvisor_root)),
@@ -59,6 +59,7 @@ const SETTINGS: [(&str, Slot); 26] = [
     ("storage_size", Slot::Storage(|s| &mut s.storage_size)),
     ("disk_mib_per_second", Slot::Rate(|s| &mut s.disk_mib_per_second)),
     ("disk_operations_per_second", Slot::Rate(|s| &mut s.disk_operations_per_second)),
+    ("memory_balloon", Slot::Flag(|s| &mut s.memory_balloon)),
     ("debug", Slot::Flag(|s| &mut s.debug)),
 ];
 

@@ -130,6 +130,7 @@ worker:
         jail_uids: 20000-29999
         disk_mib_per_second: 100
         disk_operations_per_second: 2000
+        memory_balloon: true
     plain:
 ";
 
@@ -188,6 +189,7 @@ fn every_key_is_read_in_both_spellings() {
         jail_uids: "20000-29999".parse().unwrap(),
         disk_mib_per_second: 100,
         disk_operations_per_second: 2000,
+        memory_balloon: true,
     };
     assert_eq!(pool.settings, expected);
     assert_eq!(pool.setting_source("qemu_cpus"), Source::PoolKey { line: 28 });

@@ -21,13 +21,14 @@ enum Need {
 
 /// What a guest's init asks for, and the module that serves it: transports and devices of the engines, file systems of
 /// root, layer and shares.
-const WANTED: [(&str, &str, Need); 11] = [
+const WANTED: [(&str, &str, Need); 12] = [
     ("virtio_mmio", "virtio_mmio", Need::Required),
     ("virtio_pci", "virtio_pci", Need::Wished),
     ("vsock", "vmw_vsock_virtio_transport", Need::Required),
     ("virtio_blk", "virtio_blk", Need::Required),
     ("virtio_net", "virtio_net", Need::Wished),
     ("virtio_rng", "virtio_rng", Need::Wished),
+    ("virtio_balloon", "virtio_balloon", Need::Wished),
     ("overlay", "overlay", Need::Required),
     ("erofs", "erofs", Need::Wished),
     ("squashfs", "squashfs", Need::Wished),
@@ -196,7 +197,10 @@ mod tests {
         let required = ["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk", "overlay", "ext4"];
         let (purposes, missing) = builtin(&required).unwrap();
         assert_eq!(purposes.len(), required.len());
-        assert_eq!(missing, ["virtio_pci", "virtio_net", "virtio_rng", "erofs", "squashfs", "fuse"]);
+        assert_eq!(
+            missing,
+            ["virtio_pci", "virtio_net", "virtio_rng", "virtio_balloon", "erofs", "squashfs", "fuse"]
+        );
         let error = builtin(&required[1..]).map(drop).unwrap_err();
         assert!(error.to_string().contains("has no module virtio_mmio"), "{error}");
     }

@@ -12,10 +12,10 @@ use rustix::process::Pid;
 
 use crate::engine::{KILL_DEADLINE, VmDirectory, clear};
 use crate::guest_spec::{Stdin, refuse_unsupported_process, translate_process};
+use crate::knobs::Knobs;
 use crate::operations::GuestOperations;
 use crate::sandbox::{Exec, ExecExit, Sandbox};
 use crate::share::Share;
-use crate::sizing::VmSize;
 
 pub(crate) struct MicrovmContainer {
     sandbox: Sandbox,
@@ -24,7 +24,7 @@ pub(crate) struct MicrovmContainer {
     directory: VmDirectory,
     cgroup: Cgroup,
     share: Option<Share>,
-    size: VmSize,
+    knobs: Knobs,
 }
 
 impl MicrovmContainer {
@@ -35,9 +35,9 @@ impl MicrovmContainer {
         directory: VmDirectory,
         cgroup: Cgroup,
         share: Option<Share>,
-        size: VmSize,
+        knobs: Knobs,
     ) -> Self {
-        Self { sandbox, id, vmm, directory, cgroup, share, size }
+        Self { sandbox, id, vmm, directory, cgroup, share, knobs }
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {
@@ -66,7 +66,7 @@ impl Container for MicrovmContainer {
 
     fn operations(&self) -> Arc<dyn Operations> {
         let (sandbox, cgroup) = (self.sandbox.clone(), self.cgroup.clone());
-        Arc::new(GuestOperations { sandbox, cgroup, size: self.size })
+        Arc::new(GuestOperations { sandbox, cgroup, knobs: self.knobs.clone() })
     }
 
     fn processes(&self) -> Arc<dyn Processes> {

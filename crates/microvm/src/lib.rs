@@ -23,6 +23,7 @@ mod confine;
 mod container;
 mod engine;
 mod guest_spec;
+mod knobs;
 mod operations;
 mod own_program;
 mod place;
@@ -37,9 +38,10 @@ use std::path::Path;
 use beta9_runtime::{Error, ErrorKind};
 
 pub use confine::enter as confine;
+pub use engine::firecracker::EngineCounters;
 pub(crate) use own_program::OwnProgram;
 pub use probe::{ProbeReport, find_jailer, jailer_flaws, probe, probe_key, probe_with};
-pub use runtime::{CAPABILITIES, Microvm, forget};
+pub use runtime::{CAPABILITIES, Microvm, engine_counters, forget};
 
 /// A step on a file that failed.
 fn failed(operation: &str, path: &Path, error: std::io::Error) -> Error {

@@ -5,16 +5,16 @@ use std::os::fd::OwnedFd;
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Operations, Result};
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{CopyIn, CopyOut, LimitChange, ProcessInfo, Usage};
+use beta9_types::{CopyIn, CopyOut, DiskRate, LimitChange, ProcessInfo, Usage};
 use beta9_wire::{Operation, Outcome};
 
+use crate::knobs::Knobs;
 use crate::sandbox::Sandbox;
-use crate::sizing::VmSize;
 
 pub(crate) struct GuestOperations {
     pub(crate) sandbox: Sandbox,
     pub(crate) cgroup: Cgroup,
-    pub(crate) size: VmSize,
+    pub(crate) knobs: Knobs,
 }
 
 impl GuestOperations {
@@ -55,8 +55,22 @@ impl Operations for GuestOperations {
     }
 
     async fn update(&self, change: LimitChange) -> Result<()> {
-        self.size.check(&change)?;
-        self.expect_done(Operation::Update(change)).await
+        self.knobs.size.check(&change)?;
+        self.expect_done(Operation::Update(change)).await?;
+        match change.memory_bytes {
+            Some(bytes) => self.knobs.leave_memory(bytes).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn reserve_memory(&self, bytes: u64) -> Result<()> {
+        let failed = |e| Error::caused(ErrorKind::Failed, "reserve memory for the VM", e);
+        self.cgroup.reserve_memory(bytes).map_err(failed)?;
+        self.knobs.leave_memory(bytes).await
+    }
+
+    async fn limit_disks(&self, rate: DiskRate) -> Result<()> {
+        self.knobs.limit_disks(rate).await
     }
 
     async fn copy_out(&self, request: CopyOut, to: OwnedFd) -> Result<()> {

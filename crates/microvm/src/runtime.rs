@@ -9,18 +9,20 @@ use beta9_runtime::{
 };
 use beta9_sys::cgroup::Cgroup;
 use beta9_sys::reaper::Reaper;
-use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
+use beta9_types::{ContainerId, DiskRate, Phase, RuntimeKind, RuntimeSettings};
 use beta9_wire::{RootDisk, WritableLayer};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::OwnProgram;
 use crate::container::{MicrovmContainer, end_processes};
-use crate::engine::firecracker::Firecracker;
+use crate::engine::firecracker::{EngineCounters, Firecracker, read_counters};
 use crate::engine::qemu::Qemu;
 use crate::engine::{
-    Console, DiskLimit, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory, clear, remove,
+    Balloon, Console, DiskLimit, Drive, DriveAccess, Engine, Host, NetworkDevice, VmConfig, VmDirectory,
+    clear, remove,
 };
 use crate::guest_spec::{Stdin, refuse_unsupported, translate, translate_network};
+use crate::knobs::Knobs;
 use crate::place::{compete, place};
 use crate::sandbox::{Accepting, Create, Deadlines, Listeners, Sandbox};
 use crate::share::{Share, ShareProgram};
@@ -133,7 +135,8 @@ impl Microvm {
             mem_mib: size.mem_mib,
             drives,
             network: None,
-            disk_limit: DiskLimit::of(&self.settings),
+            disk_limit: DiskLimit::of(DiskRate::default(), &self.settings),
+            balloon: Balloon::of(&self.settings),
             console,
         }
     }
@@ -164,7 +167,7 @@ impl Microvm {
         root: RootDisk,
         size: VmSize,
     ) -> Result<MicrovmContainer> {
-        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, network, .. } = request;
+        let CreateRequest { id, dir, spec, mounts, stdio, cgroup, marks, network, disk, .. } = request;
         let stdin = if stdio.stdin.is_some() { Stdin::Open } else { Stdin::Closed };
         let mut guest_spec = translate(&spec, &mounts, &dir.join("files"), stdin)?;
         guest_spec.process.terminal = stdio.terminal;
@@ -173,10 +176,12 @@ impl Microvm {
         let directory = self.engine.settle(directory, &id.vm_id())?;
         let listeners = Listeners::bind(&directory)?;
         let mut config = self.vm_config(&id, directory.clone(), size, drives);
+        config.disk_limit = DiskLimit::of(disk, &self.settings);
         config.network = network.and_then(|end| end.tap.map(|tap| NetworkDevice { tap, mac: end.mac }));
         let vm = self.engine.start(&config, &host).await?;
         marks.reach(Phase::EngineStarted);
         let pid = vm.vmm.pid();
+        let knobs = Knobs::new(size, vm.controls.clone(), config.disk_limit, config.balloon);
         let Listeners { control, stream, copy, share: share_listener } = listeners;
         // It gets ready while the guest boots.
         let share = if mounts.is_empty() {
@@ -192,7 +197,7 @@ impl Microvm {
         if let Some(share) = &share {
             share.ready().await?;
         }
-        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share, size);
+        let container = MicrovmContainer::new(sandbox, id, pid, directory, cgroup, share, knobs);
         container.sandbox().create(Create { root, spec: guest_spec, stdio }).await?;
         marks.reach(Phase::Created);
         Ok(container)
@@ -210,6 +215,15 @@ fn root_of(kind: RuntimeKind, settings: &RuntimeSettings) -> &Path {
 /// Removes what a failed start left for its reader: call it when the container's record is removed.
 pub fn forget(kind: RuntimeKind, settings: &RuntimeSettings, id: &ContainerId) -> Result<()> {
     remove(&VmDirectory::of(root_of(kind, settings), id))
+}
+
+/// What the engine of a container's VM has counted, where it counts: Firecracker does, once a minute.
+pub fn engine_counters(
+    kind: RuntimeKind,
+    settings: &RuntimeSettings,
+    id: &ContainerId,
+) -> Option<EngineCounters> {
+    read_counters(&VmDirectory::of(root_of(kind, settings), id))
 }
 
 /// The namespace that the spec wants the container in. The VMM joins it.

@@ -73,6 +73,14 @@ impl VmSize {
     }
 }
 
+impl VmSize {
+    /// MiB that neither the guest itself nor a container with so much memory needs.
+    pub(crate) fn beyond(self, container_bytes: u64) -> u32 {
+        let needed = container_bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB);
+        self.mem_mib.saturating_sub(u32::try_from(needed).unwrap_or(u32::MAX))
+    }
+}
+
 fn checked(mib: u64) -> Result<MemoryMib> {
     let size = u32::try_from(mib).ok().and_then(|mib| MemoryMib::try_from(mib).ok());
     size.ok_or_else(|| Error::new(ErrorKind::Unsupported, format!("a VM cannot have {mib} MiB of memory")))
@@ -109,6 +117,7 @@ mod tests {
         let memory = |mib: u64| LimitChange { memory_bytes: Some(mib << 20), ..LimitChange::default() };
         size.check(&memory(64)).unwrap();
         assert!(size.check(&memory(65)).unwrap_err().to_string().contains("64 MiB"));
+        assert_eq!((size.beyond(32 << 20), size.beyond(64 << 20), size.beyond(u64::MAX)), (32, 0, 0));
         let cpus = |nanos| LimitChange { nano_cpus: Some(nanos), ..LimitChange::default() };
         size.check(&cpus(2_000_000_000)).unwrap();
         assert!(size.check(&cpus(2_000_000_001)).unwrap_err().to_string().contains("2 processors"));

@@ -34,6 +34,7 @@ mod namespace;
 mod nft;
 mod ports;
 mod proxy;
+mod rates;
 mod resolver;
 mod tap;
 mod watch;

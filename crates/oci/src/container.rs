@@ -43,6 +43,8 @@ pub(crate) struct OciContainer {
     /// Where its files are on the host.
     pub(crate) root: PathBuf,
     pub(crate) mounts: Vec<BindMount>,
+    /// The container's own directory.
+    pub(crate) directory: PathBuf,
     pub(crate) ended: watch::Receiver<Option<ChildExit>>,
     pub(crate) verdict: Option<Exit>,
     pub(crate) terminal: Option<Arc<Terminal>>,
@@ -130,6 +132,7 @@ impl Container for OciContainer {
             files: self.files.clone(),
             cgroup: self.cgroup.clone(),
             view,
+            directory: self.directory.clone(),
         })
     }
 

@@ -14,6 +14,7 @@
 //! The container's output never mixes with the program's own messages: those are read from its `--log` file.
 
 mod container;
+mod disks;
 mod exec;
 mod gvisor;
 mod operations;

@@ -12,10 +12,11 @@ use beta9_sys::namespaces::enter_private_mounts;
 use beta9_sys::processes::describe;
 use beta9_sys::reaper::Reaper;
 use beta9_types::{
-    BindMount, ContainerId, CopyIn, CopyOut, LimitChange, ProcessInfo, RuntimeKind, Usage, chain,
+    BindMount, ContainerId, CopyIn, CopyOut, DiskRate, LimitChange, ProcessInfo, RuntimeKind, Usage, chain,
 };
 use rustix::fs::{Mode, OFlags};
 
+use crate::disks;
 use crate::overlay::mount_volumes;
 use crate::program::{Files, Program};
 
@@ -29,6 +30,8 @@ pub(crate) struct OciOperations {
     pub(crate) files: Files,
     pub(crate) cgroup: Cgroup,
     pub(crate) view: View,
+    /// The container's own directory.
+    pub(crate) directory: PathBuf,
 }
 
 /// Where a container's files are seen as the container sees them.
@@ -137,6 +140,15 @@ impl Operations for OciOperations {
         args.push(self.id.to_string());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.call("update", &args).await
+    }
+
+    async fn reserve_memory(&self, bytes: u64) -> Result<()> {
+        let failed = |e| Error::caused(ErrorKind::Failed, "reserve memory for the container", e);
+        self.cgroup.reserve_memory(bytes).map_err(failed)
+    }
+
+    async fn limit_disks(&self, rate: DiskRate) -> Result<()> {
+        disks::change(&self.cgroup, &self.directory, rate)
     }
 
     async fn copy_out(&self, request: CopyOut, to: OwnedFd) -> Result<()> {

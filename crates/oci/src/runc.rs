@@ -14,6 +14,7 @@ use beta9_types::{ContainerId, Phase, RuntimeKind, RuntimeSettings};
 use oci_spec::runtime::Spec;
 
 use crate::container::{self, OciContainer, OomRule};
+use crate::disks;
 use crate::program::{Files, Program};
 
 /// What `runc` can do.
@@ -90,7 +91,8 @@ pub(crate) async fn create(
     oom: OomRule,
     request: CreateRequest,
 ) -> Result<Box<dyn Container>> {
-    let CreateRequest { id, dir, spec, rootfs, mounts, stdio, cgroup, marks, .. } = request;
+    let CreateRequest { id, dir, mut spec, rootfs, mounts, stdio, cgroup, marks, disk, .. } = request;
+    disks::add(&mut spec, &dir, disk)?;
     let Rootfs::Directory(root) = rootfs else {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -119,6 +121,7 @@ pub(crate) async fn create(
                 pid,
                 root,
                 mounts,
+                directory: dir,
                 ended,
                 verdict,
                 terminal,

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use beta9_sys::cgroup::Cgroup;
-use beta9_types::{Attachment, BindMount, ContainerId, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize};
+use beta9_types::{
+    Attachment, BindMount, ContainerId, DiskRate, Exit, Phase, PhaseMark, RuntimeKind, TerminalSize,
+};
 use oci_spec::runtime::Spec;
 
 use crate::{Capabilities, Operations, Processes, Result};
@@ -121,6 +123,8 @@ pub struct CreateRequest {
     pub marks: Marks,
     /// Its end of a network, in a namespace that the spec names; none where it has loopback only, or the host's own.
     pub network: Option<Attachment>,
+    /// What it may do on its own disks.
+    pub disk: DiskRate,
 }
 
 /// The container's ends of its streams, or of those of one more process of it. Dropping them is end-of-file for whoever

@@ -1,7 +1,7 @@
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
-use beta9_types::{CopyIn, CopyOut, LimitChange, ProcessInfo, Usage};
+use beta9_types::{CopyIn, CopyOut, DiskRate, LimitChange, ProcessInfo, Usage};
 
 use crate::Result;
 
@@ -23,6 +23,13 @@ pub trait Operations: Send + Sync {
     /// Changes limits, or refuses what cannot be changed, by name. Where it fails, limits before the failure may have
     /// been changed.
     async fn update(&self, change: LimitChange) -> Result<()>;
+
+    /// Changes how much memory it keeps when the host runs short. The rest of a VM's is taken back at once, where its pool
+    /// says so, and given again when it is needed.
+    async fn reserve_memory(&self, bytes: u64) -> Result<()>;
+
+    /// Changes what it may do on its own disks. What `rate` does not say stays as it is.
+    async fn limit_disks(&self, rate: DiskRate) -> Result<()>;
 
     /// Writes an archive of files of the container to `to`. Nothing of the container is executed.
     async fn copy_out(&self, request: CopyOut, to: OwnedFd) -> Result<()>;

@@ -482,6 +482,7 @@ pub(crate) async fn create(
         cgroup: cgroup.clone(),
         marks: marks.clone(),
         network,
+        disk: record.request.options.limits.disk,
     };
     runtime.create(request).await.map_err(failed)
 }

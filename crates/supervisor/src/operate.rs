@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use beta9_runtime::Operations;
 use beta9_types::{
-    ContainerState, CopyIn, CopyOut, LimitChange, PortChange, ProcessInfo, RestartPolicy, Usage,
+    ContainerState, CopyIn, CopyOut, DiskRate, LimitChange, PortChange, ProcessInfo, RestartPolicy, Usage,
 };
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,16 @@ pub enum Operation {
     Ports {
         /// How.
         change: PortChange,
+    },
+    /// Change how much memory it keeps when the host runs short.
+    ReserveMemory {
+        /// To how much.
+        bytes: u64,
+    },
+    /// Change what it may do on its own disks.
+    LimitDisks {
+        /// To what.
+        rate: DiskRate,
     },
     /// Change what happens when it ends.
     Restart {
@@ -127,6 +137,8 @@ pub(crate) async fn run(
         Operation::Usage => operations.usage().await.map(|usage| Answer::Usage { usage }),
         Operation::Processes => operations.processes().await.map(|processes| Answer::Processes { processes }),
         Operation::Update { change } => operations.update(change).await.map(|()| Answer::Done),
+        Operation::ReserveMemory { bytes } => operations.reserve_memory(bytes).await.map(|()| Answer::Done),
+        Operation::LimitDisks { rate } => operations.limit_disks(rate).await.map(|()| Answer::Done),
         // The owner of the container has done it: no runtime knows of policies, or of ports.
         Operation::Restart { .. } | Operation::Ports { .. } => Ok(Answer::Done),
     };

@@ -4,6 +4,7 @@
 //! (Linux 5.14). The functions here hide the difference for the few things the host needs: make, limit,
 //! enter, count, kill, remove, and read the kernel's OOM count.
 
+mod disk;
 mod place;
 mod usage;
 
@@ -16,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Error, Result};
 
+pub use disk::disk_of;
 pub use place::{Direction, Throttle};
 
 /// v1 controllers that a group of ours is made in: the ones with limits that we set or read.

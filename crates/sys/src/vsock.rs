@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -48,6 +48,29 @@ fn set_connect_timeout(socket: &OwnedFd, deadline: Duration) -> io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets so many bytes wait in `socket` for its reader; the peer is told with the next packet.
+pub fn set_buffer_size(socket: &impl AsFd, size: u64) -> io::Result<()> {
+    /// `SO_VM_SOCKETS_BUFFER_SIZE` and `SO_VM_SOCKETS_BUFFER_MAX_SIZE` of linux/vm_sockets.h. The first is cut to the second.
+    const SIZE: libc::c_int = 0;
+    const MOST: libc::c_int = 2;
+    for option in [MOST, SIZE] {
+        // SAFETY: the value lives through the call and the length is its own.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::AF_VSOCK,
+                option,
+                (&raw const size).cast(),
+                size_of::<u64>() as u32,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

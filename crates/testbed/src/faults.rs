@@ -2,8 +2,10 @@
 //!
 //! Every fault has a site of its own, and ends by counting what is left on the machine.
 
+mod balloon;
 mod client;
 mod confined;
+mod counters;
 mod cycles;
 mod events;
 mod fallback;
@@ -118,9 +120,14 @@ pub fn all(runtimes: &[RuntimeKind], available: &[RuntimeKind]) -> Vec<Fault> {
             all.push(slow("a_guest_that_floods_its_vsock_is_bounded", floods::of_the_vsock));
             all.push(slow("a_root_file_system_that_is_none_fails_the_start", kernel::has_no_root));
             all.push(slow("a_full_disk_is_the_guests_error", floods::of_the_disk));
+            all.push(slow("memory_is_taken_back_and_given_again", balloon::is_filled));
             all.push(slow("a_root_of_any_length_works", confined::at_the_end_of_a_long_path));
             all.push(slow("a_kvm_that_is_missing_is_told", kernel::has_no_kvm));
             all.push(slow("a_kvm_that_boots_nothing_is_told", kernel::has_a_useless_kvm));
+        }
+        if *runtime == RuntimeKind::Firecracker {
+            let on = on("its_counters_are_served", counters::are_served);
+            all.push(Fault { tier: Tier::Full, ..on });
         }
         if *runtime == RuntimeKind::Qemu {
             let on = on("a_killed_vsock_device_is_reported", vmm::loses_its_vsock);

@@ -41,7 +41,7 @@ pub use network::{
 };
 pub use operate::{CopyIn, CopyOut, LimitChange, Placement, ProcessInfo, Usage};
 pub use options::{
-    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, FileOptions, HostEntry, LifeOptions,
+    CapabilityName, ContainerOptions, CpuSet, DeviceRequest, DiskRate, FileOptions, HostEntry, LifeOptions,
     LimitOptions, MemorySwap, NameOptions, ProcessOptions, RestartPolicy, SeccompChoice, SignalNumber,
     StorageMedium, StorageOptions, Sysctl, Throttle, ThrottleKind, TmpfsMount, Ulimit, VolumesFrom,
 };

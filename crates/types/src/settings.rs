@@ -66,6 +66,9 @@ pub struct RuntimeSettings {
     /// Reads and writes of each disk of a VM in a second; 0 for no limit.
     #[serde(default)]
     pub disk_operations_per_second: u32,
+    /// Whether VMs have a balloon, by which the host takes memory back that their containers may not or should not use.
+    #[serde(default)]
+    pub memory_balloon: bool,
     /// Whether guest consoles are turned on.
     pub debug: bool,
 }
@@ -152,6 +155,7 @@ impl Default for RuntimeSettings {
             storage_size: None,
             disk_mib_per_second: 0,
             disk_operations_per_second: 0,
+            memory_balloon: false,
             debug: false,
         }
     }

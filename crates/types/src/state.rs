@@ -98,6 +98,8 @@ pub enum Phase {
     Running,
     /// The container's process is gone.
     Exited,
+    /// Its VM's engine is gone (microVMs).
+    EngineEnded,
     /// Everything the container held has been given back.
     Cleaned,
 }
@@ -118,6 +120,7 @@ impl Phase {
             Self::Created => "created",
             Self::Running => "running",
             Self::Exited => "exited",
+            Self::EngineEnded => "engine_ended",
             Self::Cleaned => "cleaned",
         }
     }

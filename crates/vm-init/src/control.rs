@@ -54,6 +54,14 @@ impl Reports {
     }
 }
 
+impl Reports {
+    /// Nothing more will be said: everything is done and written.
+    pub(crate) fn close(&self) {
+        let connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = rustix::net::shutdown(&*connection, rustix::net::Shutdown::Both);
+    }
+}
+
 /// Opens another connection to the host.
 pub(crate) fn connect(port: u32) -> io::Result<File> {
     vsock::connect(vsock::HOST_CID, port, CONNECT_DEADLINE).map(File::from)

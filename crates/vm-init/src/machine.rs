@@ -167,6 +167,8 @@ impl Machine {
         let all_gone = self.gone.wait_timeout_while(containers, LAST_DEADLINE, |left| !left.is_empty());
         drop(all_gone);
         rustix::fs::sync();
+        // From here on the host loses nothing by ending the machine itself.
+        self.reports.close();
         match lost {
             Some(why) => report::fatal(&format!("the host is gone: {why}")),
             None => report::restart(),

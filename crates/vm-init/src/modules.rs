@@ -18,7 +18,8 @@ use crate::failure::{Context, Result};
 use crate::report;
 
 /// The drivers for devices on the virtio bus, by the device's number (Virtual I/O Device specification, section 5).
-const DRIVERS: [(u32, &str); 4] = [(1, "virtio_net"), (2, "virtio_blk"), (4, "virtio_rng"), (19, "vsock")];
+const DRIVERS: [(u32, &str); 5] =
+    [(1, "virtio_net"), (2, "virtio_blk"), (4, "virtio_rng"), (5, "virtio_balloon"), (19, "vsock")];
 
 /// The modules of the initramfs that are not loaded yet.
 pub(crate) struct Modules(Mutex<Waiting>);

@@ -6,6 +6,7 @@
 //! beta9_containers{runtime,status}          containers by runtime and state
 //! beta9_container_network_received_bytes_total{id,runtime}   what a container that is on the bridge has received,
 //! beta9_container_network_sent_bytes_total{id,runtime}       and sent
+//! beta9_firecracker_…_total{container}      what Firecracker has counted of a VM that runs, once a minute
 //! ```
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use beta9_microvm::EngineCounters;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -46,6 +48,35 @@ struct ContainerLabels {
 struct TrafficLabels {
     id: String,
     runtime: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct VmLabels {
+    container: String,
+}
+
+/// One of Firecracker's counters: its name, what it counts, and where it is.
+type EngineCounter = (&'static str, &'static str, fn(&EngineCounters) -> u64);
+
+const ENGINE_COUNTERS: [EngineCounter; 7] = [
+    ("firecracker_disk_read_bytes", "Bytes that the guest read from its disks", |c| c.disk_read_bytes),
+    ("firecracker_disk_written_bytes", "Bytes that the guest wrote to its disks", |c| c.disk_written_bytes),
+    ("firecracker_disk_throttled", "Times that a disk waited for its limit", |c| c.disk_throttled),
+    ("firecracker_vsock_bytes", "Bytes between guest and host by vsock", |c| c.vsock_bytes),
+    ("firecracker_seccomp_faults", "System calls that the engine's filter caught", |c| c.seccomp_faults),
+    ("firecracker_vcpu_failures", "Failures of virtual processors", |c| c.vcpu_failures),
+    ("firecracker_lost_log_lines", "Lines of the log that found no room", |c| c.lost_log_lines),
+];
+
+fn add_engine_counters(registry: &mut Registry, counted: &[(String, EngineCounters)]) {
+    for (name, help, number) in ENGINE_COUNTERS {
+        let family = Family::<VmLabels, Counter>::default();
+        registry.register(name, help, family.clone());
+        for (container, counters) in counted {
+            let labels = VmLabels { container: container.clone() };
+            family.get_or_create(&labels).inc_by(number(counters));
+        }
+    }
 }
 
 /// Serves `GET /metrics` on `address` until the process ends.
@@ -103,7 +134,29 @@ async fn render(worker: &Worker) -> Result<String> {
         received.get_or_create(&labels).inc_by(traffic.received);
         sent.get_or_create(&labels).inc_by(traffic.sent);
     }
+    add_engine_counters(&mut registry, &worker.engine_counters().await?);
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|e| Error::internal("write metrics", e))?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_counters_have_a_line_for_each_vm() {
+        let mut registry = Registry::with_prefix("beta9");
+        let counters = EngineCounters { disk_read_bytes: 7, disk_throttled: 3, ..EngineCounters::default() };
+        add_engine_counters(&mut registry, &[("c1".to_owned(), counters)]);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"beta9_firecracker_disk_read_bytes_total{container="c1"} 7"#,
+            r#"beta9_firecracker_disk_throttled_total{container="c1"} 3"#,
+            r#"beta9_firecracker_vcpu_failures_total{container="c1"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
 }

@@ -10,6 +10,7 @@
 //! A guest that connects to the host (CID 2) on vsock port `P` arrives at the Unix socket `<VSOCK>_P` in the
 //! VM's directory, with either engine.
 
+mod controls;
 mod directory;
 mod drain;
 pub(crate) mod firecracker;
@@ -25,9 +26,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use beta9_runtime::{Error, ErrorKind, Result, find_program};
 use beta9_sys::reaper::ChildExit;
-use beta9_types::{MacAddress, RuntimeSettings, VmId};
+use beta9_types::{DiskRate, MacAddress, RuntimeSettings, VmId};
 use rustix::process::Pid;
 
+pub(crate) use controls::{Change, Controls};
 pub(crate) use directory::{VmDirectory, clear, remove};
 pub(crate) use drain::{Tail, drain};
 pub(crate) use process::{Host, KILL_DEADLINE, Process, describe};
@@ -72,8 +74,25 @@ pub(crate) struct VmConfig {
     pub(crate) network: Option<NetworkDevice>,
     /// For each of them.
     pub(crate) disk_limit: DiskLimit,
+    /// Whether memory is taken back from it.
+    pub(crate) balloon: Balloon,
     /// What the kernel says on its console.
     pub(crate) console: Console,
+}
+
+/// The device by which the host takes memory back from a guest. The guest gets it again when it would have to kill
+/// somebody otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Balloon {
+    Absent,
+    /// Empty at the start.
+    Present,
+}
+
+impl Balloon {
+    pub(crate) fn of(settings: &RuntimeSettings) -> Self {
+        if settings.memory_balloon { Self::Present } else { Self::Absent }
+    }
 }
 
 /// A network interface of a VM.
@@ -93,12 +112,21 @@ pub(crate) struct DiskLimit {
 }
 
 impl DiskLimit {
-    pub(crate) fn of(settings: &RuntimeSettings) -> Self {
-        let some = |number: u32| Some(u64::from(number)).filter(|number| *number > 0);
-        Self {
-            bytes: some(settings.disk_mib_per_second).map(|mib| mib << 20),
-            operations: some(settings.disk_operations_per_second),
-        }
+    /// What was asked for, and what the pool says where nothing was.
+    pub(crate) fn of(asked: DiskRate, settings: &RuntimeSettings) -> Self {
+        let pool = DiskRate {
+            bytes: Some(u64::from(settings.disk_mib_per_second) << 20),
+            operations: Some(settings.disk_operations_per_second.into()),
+        };
+        let DiskRate { bytes, operations } = asked.or(pool);
+        let some = |number: Option<u64>| number.filter(|number| *number > 0);
+        Self { bytes: some(bytes), operations: some(operations) }
+    }
+
+    /// This with what `change` says.
+    pub(crate) fn changed(self, change: DiskRate) -> Self {
+        let new = |now: Option<u64>, to: Option<u64>| to.map_or(now, |to| Some(to).filter(|to| *to > 0));
+        Self { bytes: new(self.bytes, change.bytes), operations: new(self.operations, change.operations) }
     }
 }
 
@@ -199,6 +227,8 @@ pub(crate) struct Vm {
     pub(crate) log: Tail,
     /// Why it was killed, if it gave no sign of life.
     pub(crate) stuck: Stuck,
+    /// What may be changed of it while it runs.
+    pub(crate) controls: Controls,
 }
 
 impl Vm {
@@ -253,5 +283,26 @@ impl Vm {
             }
         }
         message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_wins_over_the_pool_and_changes_keep_what_they_do_not_say() {
+        let settings = RuntimeSettings { disk_mib_per_second: 3, ..RuntimeSettings::default() };
+        let asked = DiskRate { bytes: None, operations: Some(50) };
+        let limit = DiskLimit::of(asked, &settings);
+        assert_eq!(limit, DiskLimit { bytes: Some(3 << 20), operations: Some(50) });
+        assert_eq!(
+            DiskLimit::of(DiskRate { bytes: Some(0), operations: None }, &settings),
+            DiskLimit::default()
+        );
+        let change = DiskRate { bytes: Some(7), operations: None };
+        assert_eq!(limit.changed(change), DiskLimit { bytes: Some(7), operations: Some(50) });
+        let lifted = limit.changed(DiskRate { bytes: Some(0), operations: Some(0) });
+        assert_eq!(lifted, DiskLimit::default());
     }
 }

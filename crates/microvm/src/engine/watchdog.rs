@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use beta9_runtime::Result;
-use tokio::time::{sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Change;
+use super::controls::{Controls, Wish};
 use super::process::Reach;
 
 /// From one answer to the next question.
@@ -17,11 +20,14 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Answers that make no sense before it counts as stuck.
 const MAX_FAILURES: u32 = 3;
 
-/// Somebody who can be asked whether they live.
+/// Somebody who can be asked whether they live, and for changes.
 #[async_trait]
 pub(super) trait Pulse: Send {
     /// Comes back when they answered.
     async fn beat(&mut self) -> Result<()>;
+
+    /// Comes back when it is changed.
+    async fn change(&mut self, change: Change) -> Result<()>;
 }
 
 /// Why the watchdog ended the VMM, if it did.
@@ -35,28 +41,47 @@ impl Stuck {
     }
 }
 
-/// Watches a VMM until it ends.
-pub(super) fn watch(vmm: Reach, mut pulse: impl Pulse + 'static, deadline: Duration) -> Stuck {
+/// Watches a VMM until it ends, and changes what it is asked to.
+pub(super) fn watch(vmm: Reach, mut pulse: impl Pulse + 'static, deadline: Duration) -> (Stuck, Controls) {
     let stuck = Stuck::default();
     let verdict = stuck.clone();
+    let (controls, mut wishes) = Controls::new();
     tokio::spawn(async move {
         let reason = tokio::select! {
             biased;
             _ = vmm.ended() => return,
-            reason = listen(&mut pulse, INTERVAL, deadline) => reason,
+            reason = listen(&mut pulse, &mut wishes, INTERVAL, deadline) => reason,
         };
         tracing::warn!(reason, "a VMM is stuck and is killed");
         let _ = verdict.0.set(reason);
         vmm.kill();
     });
-    stuck
+    (stuck, controls)
 }
 
 /// Comes back with the reason when there is no sign of life.
-async fn listen(pulse: &mut impl Pulse, interval: Duration, deadline: Duration) -> String {
+async fn listen(
+    pulse: &mut impl Pulse,
+    wishes: &mut mpsc::Receiver<Wish>,
+    interval: Duration,
+    deadline: Duration,
+) -> String {
     let mut failures = 0;
+    let mut next = Instant::now() + interval;
     loop {
-        sleep(interval).await;
+        tokio::select! {
+            // A flood of changes does not keep it from being asked.
+            biased;
+            () = sleep_until(next) => {}
+            Some(wish) = wishes.recv() => {
+                let Ok(outcome) = timeout(deadline, pulse.change(wish.change)).await else {
+                    return format!("it did not answer for {} s", deadline.as_secs());
+                };
+                let _ = wish.done.send(outcome);
+                continue;
+            }
+        }
+        next = Instant::now() + interval;
         match timeout(deadline, pulse.beat()).await {
             Ok(Ok(())) => failures = 0,
             // One that is ending breaks its connection first.
@@ -77,6 +102,8 @@ mod tests {
 
     use super::*;
 
+    use crate::engine::DiskLimit;
+
     struct Scripted(Vec<Option<Result<()>>>);
 
     #[async_trait]
@@ -87,6 +114,10 @@ mod tests {
                 _ => std::future::pending().await,
             }
         }
+
+        async fn change(&mut self, _: Change) -> Result<()> {
+            self.beat().await
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -94,10 +125,34 @@ mod tests {
         let failed = || Some(Err(Error::new(ErrorKind::Failed, "broken pipe")));
         let mut silent = Scripted(vec![Some(Ok(())), failed(), failed(), Some(Ok(()))]);
         let brief = Duration::from_millis(1);
-        let reason = listen(&mut silent, brief, Duration::from_secs(1)).await;
+        let (_controls, mut wishes) = Controls::new();
+        let reason = listen(&mut silent, &mut wishes, brief, Duration::from_secs(1)).await;
         assert_eq!(reason, "it did not answer for 1 s");
         let mut broken = Scripted(vec![failed(), failed(), failed()]);
-        let reason = listen(&mut broken, brief, Duration::from_secs(1)).await;
+        let reason = listen(&mut broken, &mut wishes, brief, Duration::from_secs(1)).await;
         assert_eq!(reason, "it gave no sign of life 3 times: broken pipe");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn changes_are_answered_and_one_that_is_not_counts_as_silence() {
+        let refused = || Some(Err(Error::new(ErrorKind::Failed, "no")));
+        let mut pulse = Scripted(vec![None, refused(), Some(Ok(()))]);
+        let (controls, mut wishes) = Controls::new();
+        let long = Duration::from_secs(60);
+        let change = Change::Disks(DiskLimit::default());
+        let ask = async {
+            controls.change(change).await.unwrap();
+            assert_eq!(controls.change(change).await.unwrap_err().to_string(), "no");
+            controls.change(change).await
+        };
+        let brief = Duration::from_millis(50);
+        let served = async {
+            let reason = listen(&mut pulse, &mut wishes, long, brief).await;
+            drop(wishes);
+            reason
+        };
+        let (reason, last) = tokio::join!(served, ask);
+        assert_eq!(reason, "it did not answer for 0 s");
+        assert_eq!(last.unwrap_err().to_string(), "the VM is over");
     }
 }

@@ -52,8 +52,10 @@ pub(crate) struct Deadlines {
     pub(crate) answer: Duration,
     /// While draining, without a single byte moving.
     pub(crate) drain: Duration,
-    /// From `Shutdown` to the end of the VMM.
+    /// From `Shutdown` until the guest has written everything.
     pub(crate) shutdown: Duration,
+    /// From then to the end of the VMM.
+    pub(crate) end: Duration,
 }
 
 impl Deadlines {
@@ -63,6 +65,7 @@ impl Deadlines {
             answer: pace.deadline(Duration::from_secs(15)),
             drain: Duration::from_secs(10),
             shutdown: pace.deadline(Duration::from_secs(2)),
+            end: pace.deadline(Duration::from_millis(200)),
         }
     }
 }

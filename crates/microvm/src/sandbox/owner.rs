@@ -157,8 +157,25 @@ impl Owner {
         self.conclude(ending);
         // Requests still in the queue are answered by the drop of their replies.
         self.requests.close();
+        if !grace.is_zero() {
+            let _ = timeout(grace, self.farewell()).await;
+        }
+        let grace = if grace.is_zero() { grace } else { self.deadlines.end };
         let stopped = self.vm.stop(grace).await.map_err(|error| error.chain());
+        self.marks.reach(Phase::EngineEnded);
         self.status.send_modify(|status| status.gone = Some(stopped));
+    }
+
+    /// Waits until the guest has nothing left to write, which it says by closing its connection, or is gone.
+    async fn farewell(&mut self) {
+        let closed = async {
+            // A guest that goes on talking is cut short by whoever waits here.
+            while let Ok(Some(_)) = self.control.frames.next().await {}
+        };
+        tokio::select! {
+            _ = self.vm.ended() => {}
+            () = closed => {}
+        }
     }
 
     /// Takes one event in.

@@ -30,7 +30,8 @@ const QUICK: Deadlines = Deadlines {
     boot: Duration::from_secs(3),
     answer: Duration::from_secs(3),
     drain: Duration::from_millis(300),
-    shutdown: Duration::from_millis(100),
+    shutdown: Duration::from_secs(2),
+    end: Duration::from_millis(100),
 };
 
 fn reaper() -> Reaper {
@@ -113,6 +114,7 @@ impl Bench {
             console: Tail::default(),
             log: Tail::default(),
             stuck: Stuck::default(),
+            controls: Controls::none(),
         }
     }
 
@@ -255,7 +257,11 @@ async fn an_honest_guest_from_greeting_to_shutdown() {
         output
     });
     assert_eq!(sandbox.verdict().await, Exit::exited(7));
+    let told = std::time::Instant::now();
     sandbox.stop().await.unwrap();
+    // It has said that it is done, and its VMM does not end by itself.
+    let took = told.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?} went by until it was killed");
     writer.join().unwrap();
     assert!(reader.join().unwrap() == expected);
     let (ack, shutdown) = heard.recv_timeout(Duration::from_secs(3)).unwrap();

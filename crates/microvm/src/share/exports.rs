@@ -35,6 +35,9 @@ pub(super) const MAX_EXPORTS: usize = 4096;
 const MAX_XATTR: u32 = 64 << 10;
 /// How long the guest may go by what it knows where the export's consistency allows that.
 const CACHED: Duration = Duration::from_secs(1);
+/// The same for the attributes that come with a name where nothing is cached: what looks for the name and then asks for them
+/// would ask twice. In the guest it is the rest of a tick.
+const ASKED_TOGETHER: Duration = Duration::from_millis(1);
 
 /// What is asked of the guest's kernel beside what [`PassthroughFs`] asks: requests of up to 1 MiB, several at a time.
 /// Locks are not among it, so they are the guest's own; neither is a cache for writes.
@@ -54,6 +57,8 @@ fn wanted() -> FsOptions {
 /// Every export of one container.
 pub(super) struct Exports {
     exports: Vec<PassthroughFs<()>>,
+    /// What their guest may cache, in the same order.
+    consistencies: Vec<Consistency>,
     /// The devices that files are on, in the order in which they were seen: two files with one number on two devices are
     /// two files to the guest, too, for which there is but one device.
     devices: RwLock<Vec<u64>>,
@@ -63,7 +68,9 @@ pub(super) struct Exports {
 impl Exports {
     /// Prepares them while `/proc` is still there; `roots` are where they will be.
     pub(super) fn prepare<'a>(roots: impl Iterator<Item = (String, Consistency)> + 'a) -> io::Result<Self> {
+        let mut consistencies = Vec::new();
         let one = |(root_dir, consistency)| {
+            consistencies.push(consistency);
             let (timeout, cache_policy) = match consistency {
                 Consistency::Consistent => (Duration::ZERO, CachePolicy::Never),
                 Consistency::Cached => (CACHED, CachePolicy::Auto),
@@ -82,7 +89,7 @@ impl Exports {
             })
         };
         let exports = roots.map(one).collect::<io::Result<_>>()?;
-        Ok(Self { exports, devices: RwLock::default(), begun: OnceLock::new() })
+        Ok(Self { exports, consistencies, devices: RwLock::default(), begun: OnceLock::new() })
     }
 
     /// Opens the roots, which must be in place by now.
@@ -109,6 +116,7 @@ impl Exports {
     /// What an export says of a file, in the guest's numbers.
     fn entry(&self, place: usize, mut entry: Entry) -> Entry {
         entry.inode = outer(place, entry.inode);
+        entry.attr_timeout = entry.attr_timeout.max(ASKED_TOGETHER);
         self.number(&mut entry.attr);
         entry
     }
@@ -448,6 +456,11 @@ impl FileSystem for Exports {
         add: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let (place, export, inner) = self.at(node)?;
+        if self.consistencies[place] == Consistency::Consistent {
+            // What it would know of each name it has to ask for again: so it gets the names, and no more.
+            return export
+                .readdir(context, inner, handle, size, offset, &mut |listed| add(listed, Entry::default()));
+        }
         export.readdirplus(context, inner, handle, size, offset, &mut |listed, entry| {
             let entry = self.entry(place, entry);
             add(DirEntry { ino: entry.attr.st_ino, ..listed }, entry)

@@ -248,6 +248,7 @@ impl<'a> Story<'a> {
             cgroup: cgroup.clone(),
             marks: marks.clone(),
             network: None,
+            disk: beta9_types::DiskRate::default(),
         };
         let created = timeout(DEADLINE, runtime.create(request)).await.unwrap();
         let running = created.map(|container| Running {

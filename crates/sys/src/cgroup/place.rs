@@ -28,7 +28,7 @@ pub struct Throttle {
     pub direction: Direction,
     /// The disk's major and minor number.
     pub device: (u64, u64),
-    /// How many in a second.
+    /// How many in a second; 0 lifts the limit.
     pub rate: u64,
 }
 
@@ -88,12 +88,13 @@ impl Cgroup {
         }
     }
 
-    /// Limits a disk. Before anything enters the group.
+    /// Limits a disk. Before anything enters the group, or when the group is in the disks' hierarchy already.
     pub fn throttle(&mut self, throttle: &Throttle) -> Result<()> {
         let Some(directory) = self.claim("blkio")? else { return Err(missing("blkio")) };
         let Throttle { direction, device: (major, minor), rate } = throttle;
         let (v1, v2) = direction.names();
         let (name, value) = if self.is_v2() {
+            let rate = if *rate == 0 { "max".to_owned() } else { rate.to_string() };
             ("io.max", format!("{major}:{minor} {v2}={rate}"))
         } else {
             (v1, format!("{major}:{minor} {rate}"))
@@ -191,6 +192,8 @@ mod tests {
         v2.share_disks(1000).unwrap();
         let read = |name: &str| fs::read_to_string(mount.path().join("beta9/x").join(name)).unwrap();
         assert_eq!((read("io.max"), read("io.weight")), ("8:16 wbps=1024".into(), "10000".into()));
+        v2.throttle(&Throttle { rate: 0, ..throttle }).unwrap();
+        assert_eq!(read("io.max"), "8:16 wbps=max");
     }
 
     #[test]

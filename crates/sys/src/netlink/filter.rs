@@ -86,6 +86,19 @@ impl Socket {
         }
     }
 
+    /// What leaves by an interface leaves as fast as it goes. One without a limit does already.
+    pub fn lift_rate(&mut self, link: u32) -> Result<()> {
+        let message = Message::new(RTM_DELQDISC, 0, &header(link, 0, ROOT, 0), Attributes::new());
+        match self.request("lift the limit of an interface's rate", &message) {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::ENODEV)) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// What leaves by an interface leaves at no more than so many bytes per second.
     pub fn limit_rate(&mut self, link: u32, bytes_per_second: u64) -> Result<()> {
         // A burst of 20 ms, and of some long packets at least: less and a fast link never reaches its rate.

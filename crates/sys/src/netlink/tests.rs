@@ -103,6 +103,11 @@ fn a_rate_is_kept_to() {
         let index = far.link("far")?.unwrap().index;
         far.add_address(index, address("10.9.0.2"), 24)?;
         const RATE: u64 = 2_000_000;
+        far.lift_rate(index)?;
+        far.limit_rate(index, RATE)?;
+        far.lift_rate(index)?;
+        far.limit_rate(index, RATE / 2)?;
+        // A limit replaces the one before.
         far.limit_rate(index, RATE)?;
         let listener = TcpListener::bind("10.9.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();

@@ -83,6 +83,29 @@ fn looks_at(runtime: RuntimeKind, process: Pid, id: &str) -> Result<u32> {
     let allowed = ["null", "urandom", "kvm", "net", "userfaultfd"].map(str::to_owned);
     ensure!(devices.is_subset(&BTreeSet::from(allowed)), "it sees the devices {devices:?}");
 
+    // A directory that is open is a way out of any root.
+    for entry in fs::read_dir(of("fd"))? {
+        let entry = entry?;
+        // One that was closed meanwhile.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let text = target.to_string_lossy().into_owned();
+        let is_own = ["socket:", "pipe:", "anon_inode:", "/memfd:"].iter().any(|kind| text.starts_with(kind));
+        let is_directory = fs::metadata(entry.path()).is_ok_and(|file| file.is_dir());
+        ensure!(is_own || !is_directory, "it has the directory {text} open");
+        ensure!(!text.starts_with("/proc") && !text.starts_with("/sys"), "it has {text} open");
+    }
+    let mounts = fs::read_to_string(of("mountinfo"))?;
+    let writable = mounts.lines().filter(|line| {
+        let options = line.split(' ').nth(5).unwrap_or_default();
+        options.split(',').any(|option| option == "rw")
+    });
+    for line in writable {
+        let options = line.split(' ').nth(5).unwrap_or_default();
+        let place = line.split(' ').nth(4).unwrap_or_default();
+        let is_bounded = options.contains("nosuid") || place == "/" || place.starts_with("/dev");
+        ensure!(is_bounded, "it could leave programs with rights of others: {line}");
+    }
+
     let cgroup = fs::read_to_string(of("cgroup"))?;
     let is_inside = |line: &str| line.ends_with(&format!("/beta9/{id}"));
     ensure!(cgroup.lines().any(is_inside), "it is not in the container's cgroup\n{cgroup}");

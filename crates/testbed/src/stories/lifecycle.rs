@@ -194,6 +194,7 @@ fn the_timeline_shows_every_phase(world: &World<'_>) -> Result<()> {
             boot == [&"guest_kernel", &"guest_init", &"guest_ready", &"guest_mounted"],
             "the guest's: {boot:?}"
         );
+        ensure!(names.contains(&"engine_ended"), "the engine's end is missing in {names:?}");
     }
     ensure!(marks.is_sorted_by_key(|mark| mark["at_us"].as_u64()), "times go backwards: {known:#}");
     let drawn = container.run(&["inspect", "--timeline"])?.ends_with(0)?;

@@ -1,15 +1,19 @@
-//! Memory.
+//! Memory and disks.
+
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
 use super::stories;
 use crate::World;
+use crate::world::Container;
 
 stories![
     Core over_its_memory_limit_a_container_is_killed,
     Full under_its_memory_limit_a_container_lives,
     Full a_child_over_the_limit_is_the_shells_to_report,
     Full the_limit_is_kept_in_the_record,
+    Full a_disks_rate_is_kept_to_and_changes_while_it_runs,
 ];
 
 /// Doubles a variable until there is no memory for it.
@@ -45,5 +49,29 @@ fn the_limit_is_kept_in_the_record(world: &World<'_>) -> Result<()> {
     let known = container.inspect()?;
     ensure!(known["memory_bytes"] == 128 << 20, "the record has another limit: {known:#}");
     world.run(&["-m", "much"], &["true"])?.ends_with(125)?;
+    Ok(())
+}
+
+/// Seconds that 8 MiB take to its disk.
+fn writing(container: &Container<'_, '_>) -> Result<f64> {
+    let script = "dd if=/dev/zero of=/var/written bs=64k count=128 conv=fsync && rm /var/written";
+    let began = Instant::now();
+    container.exec(&[], &["sh", "-c", script]).finish()?.ends_with(0)?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+fn a_disks_rate_is_kept_to_and_changes_while_it_runs(world: &World<'_>) -> Result<()> {
+    let script = "echo ready; while true; do sleep 0.2; done";
+    let container = world.detach_ready(&["--disk-rate", "2m"], script)?;
+    // What an engine gives at once, a second's worth, comes off the four seconds. A busy machine makes it slower.
+    let limited = writing(&container)?;
+    ensure!((2.5..20.0).contains(&limited), "8 MiB at 2 MiB/s took {limited} s");
+    container.run(&["update", "--disk-rate", "0"])?.prints(&container.name)?;
+    let free = writing(&container)?;
+    ensure!(free < limited - 1.0, "without a limit it took {free} s instead of {limited}");
+    container.run(&["update", "--disk-rate", "1m"])?.ends_with(0)?;
+    let slower = writing(&container)?;
+    ensure!((5.5..40.0).contains(&slower), "8 MiB at 1 MiB/s took {slower} s");
+    container.run(&["update", "--disk-rate", "1"])?.ends_with(1)?.complains_of(&["64 KiB"])?;
     Ok(())
 }

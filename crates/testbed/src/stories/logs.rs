@@ -107,7 +107,8 @@ fn a_follower_goes_over_rotations(world: &World<'_>) -> Result<()> {
 fn a_slow_client_misses_nothing_and_holds_up_nobody(world: &World<'_>) -> Result<()> {
     // Far more than the log keeps and than pipes and connections hold.
     const LEN: usize = 8_000_000;
-    let script = format!("yes | head -c {LEN}; echo written >&2; exit 5");
+    // In lines of some length: each has its time in the log, and the log may not go on for more than 500 files.
+    let script = format!("yes $(seq 30) | head -c {LEN}; echo written >&2; exit 5");
     let (container, invocation) = world.prepared(&SMALL, &["sh", "-c", &script]);
     let mut client = invocation.unread().spawn()?;
     let known = |field: &str| -> Result<String> {

@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
 use anyhow::{Context, Result, ensure};
 use beta9_types::RuntimeKind;
+use sha2::{Digest, Sha256};
 
 use super::stories;
 use crate::World;
@@ -27,6 +28,7 @@ stories![
     Full propagation_is_refused_where_there_is_none,
     Full a_group_beside_the_users_own_may_write,
     Full a_cached_mount_is_seen_a_second_later,
+    Full large_files_of_a_cached_mount_are_read_whole,
     Full many_small_files_arrive,
 ];
 
@@ -249,6 +251,25 @@ fn a_cached_mount_is_seen_a_second_later(world: &World<'_>) -> Result<()> {
     fs::remove_file(directory.join("gone"))?;
     ensure!(container.wait()? == 0, "{} failed", container.name);
     container.run(&["logs"])?.prints("old\nready\nnewer")?;
+    Ok(())
+}
+
+fn large_files_of_a_cached_mount_are_read_whole(world: &World<'_>) -> Result<()> {
+    const SIZE: usize = 48 << 20;
+    let directory = world.directory()?;
+    // No part of it is like another.
+    let counted: Vec<u8> = (0..SIZE as u64 / 8).flat_map(|number| (number * number).to_le_bytes()).collect();
+    let whole: String = Sha256::digest(&counted).iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(directory.join("big"), counted)?;
+    let volume = format!("{}:/data:ro,cached", directory.display());
+    // Several at once are several large requests under way, beside many small ones.
+    let script = "for i in 1 2 3; do sha256sum /data/big & done
+        for i in $(seq 100); do ls -l /data > /dev/null || echo lost; done
+        wait; dd if=/data/big bs=1M | sha256sum";
+    let read = world.run(&["-v", &volume], &["sh", "-c", script])?.ends_with(0)?;
+    let said = read.out();
+    let are_whole = said.lines().all(|line| line.split(' ').next() == Some(&whole));
+    ensure!(are_whole && said.lines().count() == 4, "not four times {whole}\n{read}");
     Ok(())
 }
 

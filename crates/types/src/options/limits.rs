@@ -119,6 +119,29 @@ pub enum ThrottleKind {
     WriteOperations,
 }
 
+/// What a container may do on its own disks in a second, whichever they are. What is absent is as the pool says, and 0 is
+/// no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskRate {
+    /// Bytes read and written.
+    pub bytes: Option<u64>,
+    /// Reads and writes.
+    pub operations: Option<u64>,
+}
+
+impl DiskRate {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// This, and what it does not say as `other` has it.
+    pub fn or(self, other: Self) -> Self {
+        Self { bytes: self.bytes.or(other.bytes), operations: self.operations.or(other.operations) }
+    }
+}
+
 /// A limit on one disk of the host, `/dev/NAME:RATE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Throttle {
@@ -174,6 +197,14 @@ mod tests {
         for bad in ["", "a", "2-1", "1,", "1--2", "-1", "99999"] {
             assert!(CpuSet::parse(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_rate_is_filled_in_where_it_says_nothing() {
+        let pool = DiskRate { bytes: Some(7), operations: Some(9) };
+        let asked = DiskRate { bytes: Some(0), operations: None };
+        assert_eq!(asked.or(pool), DiskRate { bytes: Some(0), operations: Some(9) });
+        assert!(DiskRate::default().is_empty() && !asked.is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use device::{DeviceRequest, TmpfsMount};
 pub use life::{RestartPolicy, SignalNumber};
-pub use limits::{CpuSet, MemorySwap, Throttle, ThrottleKind, Ulimit};
+pub use limits::{CpuSet, DiskRate, MemorySwap, Throttle, ThrottleKind, Ulimit};
 pub use names::HostEntry;
 pub use security::{CapabilityName, SeccompChoice, Sysctl};
 pub use storage::{StorageMedium, StorageOptions, VolumesFrom};
@@ -84,6 +84,8 @@ pub struct LimitOptions {
     pub blkio_weight: Option<u16>,
     /// Limits on single disks.
     pub throttles: Vec<Throttle>,
+    /// A limit on its own disks.
+    pub disk: DiskRate,
 }
 
 /// The file tree.

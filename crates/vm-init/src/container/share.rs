@@ -1,37 +1,27 @@
 //! The host's directories and files in the guest: a FUSE mount whose messages go over vsock.
 //!
-//! The host serves one file system per container, with one directory per export, named by the export's index. Nothing
-//! is interpreted here but lengths: requests go from the kernel to the host, replies back, each message in one piece.
+//! The host serves one file system per container, with one directory per export, named by the export's index. Messages are
+//! passed on as they are ([`relay`]).
+
+mod relay;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use beta9_types::ContainerId;
 use beta9_wire::{SHARE_PORT, ShareOpen, write_message};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::net::Shutdown;
 
 use crate::control;
 use crate::failure::{Context, Result};
 use crate::modules::Modules;
 use crate::report;
-
-/// The largest FUSE message: a write or read of 1 MiB, and room for its headers.
-const MAX_MESSAGE: usize = (1 << 20) + 4096;
-/// `struct fuse_out_header`: length, error, unique.
-const OUT_HEADER: usize = 16;
-
-/// Every file that this kernel knows costs the host's file server a descriptor and memory. So when there are many, it is
-/// told to forget those that nobody uses; how many there are is looked at once in so many requests.
-const MOST_FILES: u64 = 16_384;
-const FORGET_EVERY: u32 = 512;
+use relay::Relay;
 
 /// The mounted share of one container. Dropping it unmounts it and ends the relay.
 pub(super) struct Share {
@@ -45,7 +35,15 @@ impl Share {
         let mut host = control::connect(SHARE_PORT).context(|| "connect to the host's file server")?;
         write_message(&mut host, &ShareOpen { container: container.clone() })
             .context(|| "open the share at the host's file server")?;
-        let device = File::options().read(true).write(true).open("/dev/fuse").context(|| "open /dev/fuse")?;
+        beta9_sys::vsock::set_buffer_size(&host, relay::ROOM).context(|| "make room for replies")?;
+        rustix::io::ioctl_fionbio(&host, true)
+            .context(|| "make the file server's connection non-blocking")?;
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open("/dev/fuse")
+            .context(|| "open /dev/fuse")?;
 
         let path = place.join("share");
         fs::create_dir_all(&path).context(|| format!("create {}", path.display()))?;
@@ -57,12 +55,7 @@ impl Share {
         mount("beta9", &path, "fuse", MountFlags::NODEV, data.as_c_str()).context(|| "mount the share")?;
         let share = Self { path };
 
-        let (device_too, host_too) = (
-            device.try_clone().context(|| "keep /dev/fuse")?,
-            host.try_clone().context(|| "keep the file server's connection")?,
-        );
-        spawn("share-requests", move || requests(device, host))?;
-        spawn("share-replies", move || replies(host_too, device_too))?;
+        spawn("share", move || Relay::new(device, host).run())?;
         // Not before: what is asked of the mount is answered by these.
         share.read_ahead();
         Ok(share)
@@ -108,109 +101,4 @@ impl Drop for Share {
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).context(|| "start a thread")
-}
-
-/// Passes the kernel's requests on until the share is unmounted or the host has closed it.
-fn requests(mut device: File, mut host: File) {
-    let mut buffer = vec![0; MAX_MESSAGE];
-    let mut passed = 0u32;
-    loop {
-        passed = passed.wrapping_add(1);
-        if passed.is_multiple_of(FORGET_EVERY)
-            && knows_many_files()
-            && !FORGETTING.swap(true, Ordering::Relaxed)
-        {
-            // A thread of its own: forgetting may take an answer of the host's, which comes for what this one sends.
-            let forgetting = spawn("share-forget", || {
-                const NAMES_AND_FILES: &str = "2";
-                let _ = fs::write("/proc/sys/vm/drop_caches", NAMES_AND_FILES);
-                FORGETTING.store(false, Ordering::Relaxed);
-            });
-            if forgetting.is_err() {
-                FORGETTING.store(false, Ordering::Relaxed);
-            }
-        }
-        let mut ready = [
-            PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(host.as_fd(), PollFlags::RDHUP),
-        ];
-        match poll(&mut ready, None) {
-            Ok(_) if !ready[1].revents().is_empty() => break,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => break,
-        }
-        // The kernel gives exactly one message for one read.
-        match device.read(&mut buffer) {
-            Ok(length) => {
-                if host.write_all(&buffer[..length]).is_err() {
-                    break;
-                }
-            }
-            // ENOENT: the request was taken back before it was read.
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INTR | Errno::NOENT)) => {}
-            Err(_) => break,
-        }
-    }
-    let _ = rustix::net::shutdown(&host, Shutdown::Both);
-}
-
-/// Whether caches are being dropped (Documentation/admin-guide/sysctl/vm.rst).
-static FORGETTING: AtomicBool = AtomicBool::new(false);
-
-fn knows_many_files() -> bool {
-    let count = fs::read_to_string("/proc/sys/fs/inode-nr").ok();
-    let count = count.as_deref().and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-    count.is_some_and(|count| count > MOST_FILES)
-}
-
-/// Passes the host's replies on until either side is gone or the host breaks the protocol.
-fn replies(mut host: File, mut device: File) {
-    if let Err(error) = pass_replies(&mut host, &mut device) {
-        report::warn(&format!("share: {error}"));
-    }
-    // Ends the other half, and with it the last use of the device: every process in the share gets an error.
-    let _ = rustix::net::shutdown(&host, Shutdown::Both);
-}
-
-fn pass_replies(host: &mut File, device: &mut File) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_MESSAGE];
-    loop {
-        match host.read_exact(&mut buffer[..OUT_HEADER]) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let length =
-            message_length(&buffer).ok_or_else(|| io::Error::other("a reply of impossible length"))?;
-        host.read_exact(&mut buffer[OUT_HEADER..length])?;
-        match device.write(&buffer[..length]) {
-            Ok(_) => {}
-            // The request was interrupted and nobody waits for its reply.
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {}
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The length that a reply says it has, if it can have it.
-fn message_length(header: &[u8]) -> Option<usize> {
-    let bytes = header.get(..4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok())?;
-    let length = u32::from_ne_bytes(bytes) as usize;
-    (OUT_HEADER..=MAX_MESSAGE).contains(&length).then_some(length)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reply_that_is_too_short_or_too_long_is_refused() {
-        let header = |length: usize| message_length(&(length as u32).to_ne_bytes());
-        assert_eq!(header(OUT_HEADER - 1), None);
-        assert_eq!(header(OUT_HEADER), Some(OUT_HEADER));
-        assert_eq!(header(MAX_MESSAGE), Some(MAX_MESSAGE));
-        assert_eq!(header(MAX_MESSAGE + 1), None);
-        assert_eq!(message_length(&[1, 2]), None);
-    }
 }

@@ -66,8 +66,12 @@ pub(super) async fn run(global: &Global, args: DoctorArgs) -> Outcome {
     for kind in RuntimeKind::ALL {
         let tried = runtimes::create(&setup.root, kind, &settings).await;
         works |= tried.is_ok();
+        let platform = tried.as_ref().ok().map(|working| working.settings.gvisor_platform.clone());
         let result = tried.map(|working| working.detail).map_err(|e| chain(&e));
         checks.push(Check::new(format!("runtime {kind}"), result));
+        if let (RuntimeKind::Gvisor, Some(platform)) = (kind, platform) {
+            checks.push(gvisor_platform(&settings.gvisor_platform, &platform, opens_kvm().is_ok()));
+        }
     }
     checks.push(jailer(&settings).await);
     if args.output == OutputFormat::Json {
@@ -149,9 +153,30 @@ fn network(setup: &Setup) -> Check {
     Check::new("network", result)
 }
 
+fn opens_kvm() -> std::io::Result<()> {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
+}
+
+/// How gVisor catches system calls: the fastest way that works is not always the one that is configured.
+fn gvisor_platform(asked: &str, used: &str, has_kvm: bool) -> Check {
+    let result = match (asked, used) {
+        ("systrap", "ptrace") => Err(
+            "this runsc does not know systrap and uses ptrace, with which each system call takes several times as long: \
+             install a release of 2023 or later"
+                .to_owned(),
+        ),
+        ("ptrace", _) => Err("ptrace is the slowest platform: set gvisor_platform to systrap".to_owned()),
+        ("kvm", _) if !has_kvm => {
+            Err("gvisor_platform is kvm and /dev/kvm does not open: set it to systrap".to_owned())
+        }
+        _ => Ok(used.to_owned()),
+    };
+    Check { severity: Severity::Warning, ..Check::new("gvisor platform", result) }
+}
+
 fn kvm() -> Check {
-    let result = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Ok("/dev/kvm opens; whether it boots a kernel is tried below".to_owned()),
+    let result = match opens_kvm() {
+        Ok(()) => Ok("/dev/kvm opens; whether it boots a kernel is tried below".to_owned()),
         Err(e) => Err(format!("/dev/kvm: {e}; Firecracker needs it, QEMU emulates instead")),
     };
     Check::new("kvm", result)
@@ -170,4 +195,28 @@ async fn jailer(settings: &RuntimeSettings) -> Check {
         Err(reason) => Err(format!("firecracker would run as root and without a jail: {reason}")),
     };
     Check { severity: Severity::Warning, ..Check::new("jailer", result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_or_missing_platform_is_a_warning_with_its_remedy() {
+        let check = |asked, used, has_kvm| {
+            let check = gvisor_platform(asked, used, has_kvm);
+            assert!(check.passes(), "{asked} is more than a warning");
+            (check.word(), check.result.unwrap_or_else(|text| text))
+        };
+        assert_eq!(check("systrap", "systrap", false), ("ok", "systrap".to_owned()));
+        assert_eq!(check("kvm", "kvm", true), ("ok", "kvm".to_owned()));
+        for (asked, used, remedy) in [
+            ("systrap", "ptrace", "2023 or later"),
+            ("ptrace", "ptrace", "set gvisor_platform"),
+            ("kvm", "kvm", "/dev/kvm does not open"),
+        ] {
+            let (word, text) = check(asked, used, false);
+            assert!(word == "warning" && text.contains(remedy), "{asked}: {word}, {text}");
+        }
+    }
 }

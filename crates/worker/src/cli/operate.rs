@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::api;
 use crate::cli::container::each;
-use crate::cli::flags::nano_cpus;
+use crate::cli::flags::{nano_cpus, rate};
 use crate::cli::table;
 use crate::cli::{Outcome, OutputFormat};
 use crate::client::Client;
@@ -35,6 +35,9 @@ pub(super) struct UpdateArgs {
     /// Memory limit, as in 512m or 2g.
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<MemoryBytes>,
+    /// Memory that it keeps when the host runs short.
+    #[arg(long, value_name = "SIZE")]
+    memory_reservation: Option<MemoryBytes>,
     /// Processors that it may use, as in 0.5 or 2.
     #[arg(long, value_name = "NUMBER", value_parser = nano_cpus)]
     cpus: Option<u64>,
@@ -53,6 +56,18 @@ pub(super) struct UpdateArgs {
     /// Do not serve a port of the container any more.
     #[arg(long, value_name = "CONTAINER[/udp]")]
     publish_rm: Vec<ContainerPort>,
+    /// The most that it sends, in bytes per second; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    egress_rate: Option<u64>,
+    /// The most that it receives, in bytes per second; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    ingress_rate: Option<u64>,
+    /// Bytes per second on its own disks, as in 20m; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    disk_rate: Option<u64>,
+    /// Reads and writes per second on its own disks; 0 is no limit.
+    #[arg(long, value_name = "NUMBER")]
+    disk_operations: Option<u64>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -75,10 +90,23 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, publish_add, publish_rm, containers } =
-        args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, publish_add, publish_rm, .. } = args;
+    let UpdateArgs {
+        memory_reservation,
+        egress_rate,
+        ingress_rate,
+        disk_rate,
+        disk_operations,
+        containers,
+        ..
+    } = args;
     each(containers, async |container| {
         let request = api::UpdateRequest {
+            memory_reservation_bytes: memory_reservation.map(|memory| memory.get()),
+            egress_rate,
+            ingress_rate,
+            disk_rate,
+            disk_operations,
             container: container.clone(),
             memory_bytes: memory.map(|memory| memory.get()),
             nano_cpus: cpus,

@@ -11,7 +11,7 @@ fn spent_on(phase: &str) -> &'static str {
         "requested" => "the request is taken in",
         "supervisor_started" => "image, spec, record; the supervisor starts",
         "rootfs_ready" => "root file system, cgroup",
-        "network_ready" => "address, interface, rules, names",
+        "network_ready" => "the network is connected",
         "engine_started" => "the engine starts",
         "guest_kernel" => "firmware; the kernel is loaded",
         "guest_init" => "the guest's kernel boots",
@@ -20,6 +20,7 @@ fn spent_on(phase: &str) -> &'static str {
         "created" => "everything else of the container",
         "running" => "its program is executed",
         "exited" => "its program ran",
+        "engine_ended" => "the guest writes what is left, its engine ends",
         "cleaned" => "everything is given back",
         _ => "",
     }

@@ -43,8 +43,14 @@ pub(super) fn failure(error: &clap::Error, words: &[impl AsRef<OsStr>]) -> Failu
         }
         ErrorKind::InvalidSubcommand => {
             let name = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            match instead_of_command(name).filter(|_| command_of(words).is_empty()) {
+            let group = command_of(words);
+            let is_command = || Cli::command().find_subcommand(name).is_some();
+            match instead_of_command(format!("{group} {name}").trim_start()) {
                 Some(instead) => format!("{name} is not supported: {instead}"),
+                // `container run`, `image pull`: docker has them in both places.
+                None if matches!(&*group, "container" | "image") && is_command() => {
+                    format!("{group} {name} is not supported: use `{name}`")
+                }
                 None => format!(
                     "unknown command {name}: {}",
                     meant(ContextKind::SuggestedSubcommand).unwrap_or_else(|| "see --help".to_owned())
@@ -120,6 +126,11 @@ mod tests {
         assert!(said(&["--root", "run", "run", "--gpus", "all", "x"]).contains("--gpus is not supported"));
         assert!(said(&["rm", "-l", "x"]).contains("-l is not supported: containers are not linked"));
         assert!(said(&["images"]).contains("images is not supported: use `image ls`"));
+        assert!(said(&["image", "pull", "x"]).contains("image pull is not supported: use `pull`"));
+        assert!(said(&["container", "run"]).contains("container run is not supported: use `run`"));
+        assert!(said(&["container", "ls"]).contains("ls is not supported: use `ps`"));
+        assert!(said(&["image", "save"]).contains("save is not supported: use `image export`"));
+        assert!(said(&["image", "nonsense"]).contains("unknown command nonsense"));
         assert!(said(&["image", "rmi"]).contains("unknown command rmi"));
         assert!(said(&["image", "ls", "busybox"]).contains("one word too many"));
     }

@@ -24,8 +24,9 @@ use crate::api::volume_service_server::VolumeServiceServer;
 use crate::api::worker_service_server::WorkerServiceServer;
 use crate::error::{Error, ErrorKind};
 use crate::service::images::Wish;
+use crate::service::operate::HostChange;
 use crate::service::operate::Rounds;
-use crate::service::options::options;
+use crate::service::options::{disk_rate, options};
 use crate::service::volumes::VolumeServer;
 use crate::service::{Worker, streams};
 
@@ -250,6 +251,11 @@ impl ContainerService for Server {
             pids,
             restart,
             network_policy,
+            egress_rate,
+            ingress_rate,
+            disk_rate: disk_bytes,
+            disk_operations,
+            memory_reservation_bytes,
             publish_add,
             publish_remove,
         } = request.into_inner();
@@ -284,9 +290,23 @@ impl ContainerService for Server {
         }
         let memory_bytes = memory.map(|memory| memory.get());
         let change = LimitChange { memory_bytes, nano_cpus, pids, memory_swap_bytes: None };
-        let is_all = change.is_empty() && restart.is_none();
-        if (policy.is_none() && ports.is_empty()) || !is_all {
-            self.worker.update(&container, change, restart).await?;
+        let disk = disk_rate(disk_bytes, disk_operations)?;
+        let reservation = memory_reservation_bytes.map(MemoryBytes::try_from).transpose();
+        let memory_reservation = reservation.map_err(Error::from)?;
+        let host = HostChange { memory_reservation, disk };
+        let of_host = memory_reservation.is_some() || !disk.is_empty();
+        let of_container = !change.is_empty() || of_host || restart.is_some();
+        let rates = egress_rate.is_some() || ingress_rate.is_some();
+        if !of_container && !rates && policy.is_none() && ports.is_empty() {
+            let text = "nothing to update: give --memory, --memory-reservation, --cpus, --pids-limit, --disk-rate, \
+                        --disk-operations, --restart, --network-policy, --publish-add, --publish-rm, --egress-rate or --ingress-rate";
+            return Err(Error::new(ErrorKind::Invalid, text).into());
+        }
+        if of_container {
+            self.worker.update(&container, change, host, restart).await?;
+        }
+        if rates {
+            self.worker.set_network_rates(&container, egress_rate, ingress_rate).await?;
         }
         if let Some(policy) = policy {
             self.worker.set_network_policy(&container, policy).await?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use beta9_microvm::EngineCounters;
 use beta9_supervisor::{
     ContainerDirectory, OwnVolumes, Record, RootfsSource, StateFile, Supervisor, Until, end_lending, forget,
     needs_recovery,
@@ -218,6 +219,20 @@ impl Worker {
     pub(crate) async fn tally(&self) -> Result<Vec<(String, String)>> {
         let one = |c: Described| (c.record.runtime.to_string(), c.state.state.status().to_owned());
         Ok(self.list().await?.into_iter().map(one).collect())
+    }
+
+    /// What engines have counted, by container, where they count.
+    pub(crate) async fn engine_counters(&self) -> Result<Vec<(String, EngineCounters)>> {
+        let mut counted = Vec::new();
+        for Described { record, state, .. } in self.list().await? {
+            if state.state.pid().is_some()
+                && let Some(counters) =
+                    beta9_microvm::engine_counters(record.runtime, &record.settings, &record.id)
+            {
+                counted.push((record.id.to_string(), counters));
+            }
+        }
+        Ok(counted)
     }
 
     async fn describe_id(&self, id: &ContainerId) -> Result<Option<Described>> {

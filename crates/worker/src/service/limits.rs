@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, L
 
 use crate::error::{Error, Result};
 use crate::service::Worker;
+use crate::service::operate::HostChange;
 
 impl Worker {
     /// Adds to a change what follows from it: swap that a container has beside its memory stays as much.
@@ -31,9 +32,11 @@ impl Worker {
         directory: &ContainerDirectory,
         mut record: Record,
         change: LimitChange,
+        host: HostChange,
     ) -> Result<()> {
         let mut spec = load(directory)?;
-        change_spec(&mut spec, change).map_err(|e| Error::internal("change the runtime spec", e))?;
+        change_spec(&mut spec, change, host.memory_reservation)
+            .map_err(|e| Error::internal("change the runtime spec", e))?;
         let path = directory.spec();
         let new = path.with_extension("json.new");
         spec.save(&new).map_err(|e| Error::internal(format!("write {}", new.display()), e))?;
@@ -55,15 +58,24 @@ fn resources(spec: &Spec) -> Option<&LinuxResources> {
     spec.linux().as_ref()?.resources().as_ref()
 }
 
-fn change_spec(spec: &mut Spec, change: LimitChange) -> std::result::Result<(), OciSpecError> {
+fn change_spec(
+    spec: &mut Spec,
+    change: LimitChange,
+    reservation: Option<MemoryBytes>,
+) -> std::result::Result<(), OciSpecError> {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let mut resources = resources(spec).cloned().unwrap_or_default();
-    if let Some(bytes) = change.memory_bytes {
+    if change.memory_bytes.is_some() || reservation.is_some() {
         let mut memory = match resources.memory() {
             Some(memory) => *memory,
             None => LinuxMemoryBuilder::default().build()?,
         };
-        memory.set_limit(Some(signed(bytes)));
+        if let Some(bytes) = change.memory_bytes {
+            memory.set_limit(Some(signed(bytes)));
+        }
+        if let Some(reservation) = reservation {
+            memory.set_reservation(Some(signed(reservation.get())));
+        }
         if let Some(both) = change.memory_swap_bytes {
             memory.set_swap(Some(signed(both)));
         }
@@ -102,10 +114,15 @@ mod tests {
             nano_cpus: Some(500_000_000),
             pids: Some(9),
         };
-        change_spec(&mut spec, change).unwrap();
+        change_spec(&mut spec, change, None).unwrap();
         let resources = resources(&spec).unwrap();
         let memory = resources.memory().unwrap();
         assert_eq!((memory.limit(), memory.swap(), memory.reservation()), (Some(2000), Some(3000), Some(7)));
+        let mut reserved = spec.clone();
+        let reservation = Some(MemoryBytes::try_from(8 << 20).unwrap());
+        change_spec(&mut reserved, LimitChange::default(), reservation).unwrap();
+        let memory = super::resources(&reserved).unwrap().memory().unwrap();
+        assert_eq!((memory.limit(), memory.reservation()), (Some(2000), Some(8 << 20)));
         let cpu = resources.cpu().as_ref().unwrap();
         assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(50_000), Some(100_000), Some(3)));
         assert_eq!(resources.pids().unwrap().limit(), 9);

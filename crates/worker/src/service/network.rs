@@ -11,7 +11,7 @@ use beta9_types::{
 
 use crate::api;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::service::{Worker, blocking};
+use crate::service::{Worker, blocking, options};
 
 impl Worker {
     /// Settles the network of a request, and says what could not be had.
@@ -103,6 +103,39 @@ impl Worker {
         let ports = &mut record.request.options.network.ports;
         *ports = change.apply(ports);
         record.write(&directory)?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
+    /// Changes how fast a container may send and receive: now, if it runs, and whenever it is started. 0 lifts a limit,
+    /// and what is absent stays as it is.
+    pub(super) async fn set_network_rates(
+        &self,
+        container: &str,
+        egress: Option<u64>,
+        ingress: Option<u64>,
+    ) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no network of this worker's to change: its network is {}",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        let rates = &mut record.request.options.network.rates;
+        for (name, rate, wanted) in
+            [("egress rate", &mut rates.egress, egress), ("ingress rate", &mut rates.ingress, ingress)]
+        {
+            if let Some(wanted) = wanted {
+                *rate = options::rate(name, wanted)?;
+            }
+        }
+        let rates = *rates;
+        record.write(&directory)?;
+        let file = Connection::file_in(directory.path());
+        let changed = blocking(move || Connection::set_rates(&file, rates)).await?;
+        changed.map_err(|e| Error::internal("change the container's rates", e))?;
         self.tell(&record, "update", &[]);
         Ok(())
     }

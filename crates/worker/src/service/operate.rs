@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use beta9_supervisor::{Answer, ContainerDirectory, Operation, Record, Refusal, StateFile, Supervisor};
-use beta9_types::{ContainerState, LimitChange, ProcessInfo, RestartPolicy, Usage};
+use beta9_types::{ContainerState, DiskRate, LimitChange, MemoryBytes, ProcessInfo, RestartPolicy, Usage};
 use tokio::task::JoinSet;
 
 use crate::api;
@@ -15,6 +15,13 @@ use crate::service::{Worker, network};
 const MAX_READINGS: usize = 32;
 /// The first round has nothing to compare itself with, so it is taken twice, so far apart.
 const FIRST_SPAN: Duration = Duration::from_millis(500);
+
+/// What of a container's limits is the host's alone to change, whatever runs it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct HostChange {
+    pub(super) memory_reservation: Option<MemoryBytes>,
+    pub(super) disk: DiskRate,
+}
 
 impl Worker {
     /// Freezes a container, or lets it go on.
@@ -37,12 +44,9 @@ impl Worker {
         &self,
         container: &str,
         change: LimitChange,
+        host: HostChange,
         restart: Option<RestartPolicy>,
     ) -> Result<()> {
-        if change.is_empty() && restart.is_none() {
-            let text = "nothing to update: give --memory, --cpus, --pids-limit, --restart, --network-policy, --publish-add or --publish-rm";
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
         let (directory, mut record) = self.find(container)?;
         if restart.is_some_and(|policy| policy != RestartPolicy::No) && record.request.auto_remove {
             let text = "a container that is removed when it ends (--rm) cannot have a restart policy";
@@ -53,15 +57,25 @@ impl Worker {
             if !change.is_empty() {
                 self.operate(&directory, &record, Operation::Update { change }).await?;
             }
+            if let Some(reservation) = host.memory_reservation {
+                let bytes = reservation.get();
+                self.operate(&directory, &record, Operation::ReserveMemory { bytes }).await?;
+            }
+            if !host.disk.is_empty() {
+                self.operate(&directory, &record, Operation::LimitDisks { rate: host.disk }).await?;
+            }
             if let Some(policy) = restart {
                 self.operate(&directory, &record, Operation::Restart { policy }).await?;
             }
         }
+        let limits = &mut record.request.options.limits;
+        limits.disk = host.disk.or(limits.disk);
+        limits.memory_reservation = host.memory_reservation.or(limits.memory_reservation);
         if let Some(policy) = restart {
             record.request.options.life.restart = policy;
         }
         self.tell(&record, "update", &[]);
-        self.remember_limits(&directory, record, change)
+        self.remember_limits(&directory, record, change, host)
     }
 
     pub(super) async fn operate(

@@ -1,7 +1,7 @@
 //! The further options of a request: from the message to checked values.
 
 use beta9_types::{
-    ContainerOptions, FileOptions, LifeOptions, LimitOptions, MemoryBytes, MemorySwap, NameOptions,
+    ContainerOptions, DiskRate, FileOptions, LifeOptions, LimitOptions, MemoryBytes, MemorySwap, NameOptions,
     NetworkMode, NetworkOptions, NetworkPolicy, ParseError, ProcessOptions, RateLimits, RestartPolicy,
     SignalNumber, StorageOptions, Throttle, ThrottleKind,
 };
@@ -9,6 +9,13 @@ use beta9_types::{
 use crate::api;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The least that a connection can be made with, and what no interface reaches.
+const RATES: std::ops::RangeInclusive<u64> = 10_000..=1_000_000_000_000;
+/// The least bytes of a disk in a second: with less not even a shell starts.
+const MIN_DISK_BYTES: u64 = 64 << 10;
+/// More than any disk does, and what every engine can count.
+const MAX_DISK_RATE: u64 = 1 << 50;
+const MAX_DISK_OPERATIONS: u64 = 1_000_000_000;
 /// Longest label, and longest seccomp profile.
 const MAX_LABEL: usize = 64 << 10;
 const MAX_PROFILE: usize = 1 << 20;
@@ -95,7 +102,19 @@ fn limits(message: &api::CreateRequest) -> Result<LimitOptions> {
         blkio_weight: within("disk weight", message.blkio_weight.into(), 10, 1000)?
             .map(|weight| weight as u16),
         throttles: message.throttles.iter().map(throttle).collect::<Result<_>>()?,
+        disk: disk_rate(message.disk_rate, message.disk_operations)?,
     })
+}
+
+/// What a container may do on its own disks.
+pub(super) fn disk_rate(bytes: Option<u64>, operations: Option<u64>) -> Result<DiskRate> {
+    if bytes.is_some_and(|bytes| bytes != 0 && !(MIN_DISK_BYTES..=MAX_DISK_RATE).contains(&bytes)) {
+        return Err(invalid("invalid disk rate: use 0, or at least 64 KiB per second"));
+    }
+    if operations.is_some_and(|operations| operations > MAX_DISK_OPERATIONS) {
+        return Err(invalid(format!("invalid disk operations: use at most {MAX_DISK_OPERATIONS}")));
+    }
+    Ok(DiskRate { bytes, operations })
 }
 
 fn throttle(throttle: &api::Throttle) -> Result<Throttle> {
@@ -158,17 +177,6 @@ fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
     const MAX_ALLOWED: usize = 256;
     /// The same for names.
     const MAX_ALIASES: usize = 64;
-    /// The least that a connection can be made with, and what no interface reaches.
-    const RATES: std::ops::RangeInclusive<u64> = 10_000..=1_000_000_000_000;
-    let rate = |name: &str, rate: u64| match rate {
-        0 => Ok(None),
-        rate if RATES.contains(&rate) => Ok(Some(rate)),
-        rate => Err(invalid(format!(
-            "invalid {name} {rate}: use {} to {} bytes per second",
-            RATES.start(),
-            RATES.end()
-        ))),
-    };
     let policy = match (message.block_network, message.allow_networks.len()) {
         (false, 0) => NetworkPolicy::Open,
         (true, 0) => NetworkPolicy::Blocked,
@@ -195,6 +203,19 @@ fn network(message: &api::CreateRequest) -> Result<NetworkOptions> {
             _ => return Err(invalid(format!("more than {MAX_ALIASES} names in the network: use fewer"))),
         },
     })
+}
+
+/// A rate of a network; 0 is none.
+pub(super) fn rate(name: &str, rate: u64) -> Result<Option<u64>> {
+    match rate {
+        0 => Ok(None),
+        rate if RATES.contains(&rate) => Ok(Some(rate)),
+        rate => Err(invalid(format!(
+            "invalid {name} {rate}: use {} to {} bytes per second",
+            RATES.start(),
+            RATES.end()
+        ))),
+    }
 }
 
 fn life(message: &mut api::CreateRequest) -> Result<LifeOptions> {

@@ -1,9 +1,10 @@
-//! What is said to Firecracker's API. Unknown fields are an error there, so only those of 1.13 are here.
+//! What is said to Firecracker's API. Unknown fields are an error there, so those that came
+//! after 1.13 are said to releases that know them only.
 
 use serde::{Deserialize, Serialize};
 
 use super::super::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmConfig};
-use super::Names;
+use super::{Names, Version};
 
 /// `PUT /machine-config`
 #[derive(Debug, Serialize)]
@@ -43,6 +44,19 @@ pub(super) struct Drive<'a> {
     rate_limiter: Option<RateLimiter>,
 }
 
+/// `PATCH /drives/{drive_id}`
+#[derive(Debug, Serialize)]
+pub(super) struct DriveUpdate<'a> {
+    drive_id: &'a str,
+    rate_limiter: RateLimiter,
+}
+
+impl<'a> DriveUpdate<'a> {
+    pub(super) fn of(drive_id: &'a str, limit: DiskLimit) -> Self {
+        Self { drive_id, rate_limiter: RateLimiter::replacing(limit) }
+    }
+}
+
 /// Of a drive or a network interface.
 #[derive(Debug, Serialize)]
 pub(super) struct RateLimiter {
@@ -64,6 +78,15 @@ impl RateLimiter {
         let bucket = |most: u64| TokenBucket { size: most, refill_time: 1000 };
         let limiter = Self { bandwidth: limit.bytes.map(bucket), ops: limit.operations.map(bucket) };
         (limiter.bandwidth.is_some() || limiter.ops.is_some()).then_some(limiter)
+    }
+
+    /// In a PATCH a bucket that is left out stays as it is, and one without size is taken away.
+    fn replacing(limit: DiskLimit) -> Self {
+        let bucket = |most: Option<u64>| match most {
+            Some(size) => Some(TokenBucket { size, refill_time: 1000 }),
+            None => Some(TokenBucket { size: 0, refill_time: 0 }),
+        };
+        Self { bandwidth: bucket(limit.bytes), ops: bucket(limit.operations) }
     }
 }
 
@@ -97,6 +120,30 @@ impl<'a> NetworkInterface<'a> {
     pub(super) fn of(device: &'a NetworkDevice) -> Self {
         Self { iface_id: "eth0", host_dev_name: &device.tap, guest_mac: device.mac.to_string() }
     }
+}
+
+/// `PUT /balloon`
+#[derive(Debug, Serialize)]
+pub(super) struct BalloonDevice {
+    amount_mib: u32,
+    deflate_on_oom: bool,
+    /// Pages that the guest frees are the host's at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_page_reporting: Option<bool>,
+}
+
+impl BalloonDevice {
+    /// Empty, with what this release knows.
+    pub(super) fn of(version: Version) -> Self {
+        let free_page_reporting = (version >= Version::FREE_PAGE_REPORTING).then_some(true);
+        Self { amount_mib: 0, deflate_on_oom: true, free_page_reporting }
+    }
+}
+
+/// `PATCH /balloon`
+#[derive(Debug, Serialize)]
+pub(super) struct BalloonUpdate {
+    pub(super) amount_mib: u32,
 }
 
 /// `PUT /vsock`

@@ -69,6 +69,13 @@ impl Client {
         self.call(Method::PUT, path, body.into()).await.map(drop)
     }
 
+    /// `PATCH path` with a JSON body.
+    pub(super) async fn patch(&mut self, path: &str, body: &impl Serialize) -> Result<()> {
+        let body = serde_json::to_vec(body)
+            .map_err(|e| Error::caused(ErrorKind::Failed, format!("encode the body of PATCH {path}"), e))?;
+        self.call(Method::PATCH, path, body.into()).await.map(drop)
+    }
+
     async fn call(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let call = format!("firecracker {method} {path}");
         let request = Request::builder()

@@ -7,6 +7,7 @@
 mod api;
 mod client;
 pub(crate) mod jail;
+mod metrics;
 mod version;
 
 use std::path::{Path, PathBuf};
@@ -20,19 +21,27 @@ use rustix::fs::Mode;
 
 use super::watchdog::{Pulse, watch};
 use super::{
-    Appearance, CONSOLE_LOG, Console, Engine, Host, Pace, Process, Stuck, Tail, VSOCK, Vm, VmConfig, drain,
+    Appearance, Balloon, CONSOLE_LOG, Change, Console, Controls, Engine, Host, Pace, Process, Stuck, Tail,
+    VSOCK, Vm, VmConfig, drain,
 };
 use super::{COMMON_KERNEL_ARGS, GUEST_CID, VmDirectory};
-use api::{Action, BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Vsock};
+use api::{
+    Action, BalloonDevice, BalloonUpdate, BootSource, Drive, DriveUpdate, Entropy, MachineConfig,
+    NetworkInterface, Vsock,
+};
 use client::Client;
 use jail::Jail;
 
+pub use metrics::EngineCounters;
+pub(crate) use metrics::read as read_counters;
 pub(crate) use version::Version;
 
 const API_SOCKET: &str = "api.sock";
 /// Firecracker writes its log into this pipe and never rotates anything; the file behind it has a cap.
 const LOG_PIPE: &str = "log.pipe";
 const FIRECRACKER_LOG: &str = "firecracker.log";
+/// The same for its counters.
+const METRICS_PIPE: &str = "metrics.pipe";
 /// From the process's start to an answering API. Usually a few milliseconds.
 const API_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -118,7 +127,7 @@ impl Firecracker {
         };
         client.put("/boot-source", &BootSource::of(&names, &kernel_arguments(config.console))).await?;
         for (index, (drive, path)) in config.drives.iter().zip(&names.drives).enumerate() {
-            let id = format!("d{index}");
+            let id = drive_id(index);
             client.put(&format!("/drives/{id}"), &Drive::of(&id, path, drive, config.disk_limit)).await?;
         }
         if let Some(network) = &config.network {
@@ -127,16 +136,45 @@ impl Firecracker {
         }
         client.put("/vsock", &Vsock { guest_cid: GUEST_CID, uds_path: &names.vsock }).await?;
         client.put("/entropy", &Entropy {}).await?;
+        if config.balloon == Balloon::Present {
+            client.put("/balloon", &BalloonDevice::of(version)).await?;
+        }
         client.put("/actions", &Action::INSTANCE_START).await?;
         Ok(client)
     }
 }
 
+/// A VM that runs, by its API.
+struct Running {
+    client: Client,
+    /// How many disks it has.
+    drives: usize,
+}
+
 #[async_trait]
-impl Pulse for Client {
+impl Pulse for Running {
     async fn beat(&mut self) -> Result<()> {
-        self.describe_instance().await
+        self.client.describe_instance().await
     }
+
+    async fn change(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Disks(limit) => {
+                for index in 0..self.drives {
+                    let id = drive_id(index);
+                    self.client.patch(&format!("/drives/{id}"), &DriveUpdate::of(&id, limit)).await?;
+                }
+                Ok(())
+            }
+            Change::Balloon { taken, .. } => {
+                self.client.patch("/balloon", &BalloonUpdate { amount_mib: taken }).await
+            }
+        }
+    }
+}
+
+fn drive_id(index: usize) -> String {
+    format!("d{index}")
 }
 
 #[async_trait]
@@ -158,13 +196,15 @@ impl Engine for Firecracker {
 
     async fn start(&self, config: &VmConfig, host: &Host) -> Result<Vm> {
         let directory = &config.directory;
-        let log_pipe = open_log_pipe(directory)?;
+        let log_pipe = open_pipe(directory, LOG_PIPE)?;
+        metrics::take_in(open_pipe(directory, METRICS_PIPE)?, directory.clone())?;
         let appearing = Appearance::of(directory, API_SOCKET)?;
         let (console, log) = (Tail::default(), Tail::default());
         drain(log_pipe, directory.file(FIRECRACKER_LOG)?, log.clone())?;
         let vmm = self.launch(config, host, &console).await?;
         let dialer = vmm.pid();
-        let mut vm = Vm { vmm, helpers: Vec::new(), dialer, console, log, stuck: Stuck::default() };
+        let (stuck, controls) = (Stuck::default(), Controls::none());
+        let mut vm = Vm { vmm, helpers: Vec::new(), dialer, console, log, stuck, controls };
         let driven = tokio::select! {
             biased;
             (who, exit) = vm.ended() => {
@@ -175,7 +215,9 @@ impl Engine for Firecracker {
         };
         match driven {
             Ok(client) => {
-                vm.stuck = watch(vm.vmm.reach(), client, self.pace.deadline(ANSWER_DEADLINE));
+                let running = Running { client, drives: config.drives.len() };
+                let deadline = self.pace.deadline(ANSWER_DEADLINE);
+                (vm.stuck, vm.controls) = watch(vm.vmm.reach(), running, deadline);
                 Ok(vm)
             }
             Err(error) => {
@@ -192,19 +234,21 @@ fn arguments(workplace: &Path) -> Vec<String> {
     let place = |name: &str| workplace.join(name).to_string_lossy().into_owned();
     let mut arguments = vec!["--api-sock".to_owned(), place(API_SOCKET), "--log-path".to_owned()];
     arguments.push(place(LOG_PIPE));
-    arguments.extend(["--level", "Info", "--show-level"].map(str::to_owned));
+    // Each question to its API is a line at the level below.
+    arguments.extend(["--level", "Warn", "--show-level", "--metrics-path"].map(str::to_owned));
+    arguments.push(place(METRICS_PIPE));
     arguments
 }
 
-/// Makes the log's pipe and opens our end, which never blocks and outlives writers.
-fn open_log_pipe(directory: &VmDirectory) -> Result<std::os::fd::OwnedFd> {
+/// Makes a pipe and opens our end, which never blocks and outlives writers.
+fn open_pipe(directory: &VmDirectory, name: &str) -> Result<std::os::fd::OwnedFd> {
     use rustix::fs::{CWD, FileType, OFlags};
-    let path = directory.workplace().join(LOG_PIPE);
-    rustix::fs::mknodat(CWD, directory.reach(LOG_PIPE), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+    let path = directory.workplace().join(name);
+    rustix::fs::mknodat(CWD, directory.reach(name), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
         .map_err(|e| crate::failed("create", &path, e.into()))?;
-    directory.hand_over(LOG_PIPE)?;
+    directory.hand_over(name)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(directory.reach(LOG_PIPE), flags, Mode::empty())
+    rustix::fs::open(directory.reach(name), flags, Mode::empty())
         .map_err(|e| crate::failed("open", &path, e.into()))
 }
 

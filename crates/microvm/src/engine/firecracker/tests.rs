@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::engine::{DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmDirectory};
+use crate::engine::{Balloon, DiskLimit, Drive as VmDrive, DriveAccess, NetworkDevice, VmDirectory};
 
 fn config(root: &std::path::Path) -> VmConfig {
     let id = ContainerId::parse("c1").unwrap();
@@ -29,12 +29,18 @@ fn config(root: &std::path::Path) -> VmConfig {
             mac: "02:b9:c0:a8:00:02".parse().unwrap(),
         }),
         disk_limit: DiskLimit::default(),
+        balloon: Balloon::Present,
         console: Console::Quiet,
     }
 }
 
 /// An API that writes down what it is told and refuses `refused`.
 fn serve(directory: &VmDirectory, refused: &'static str) -> Arc<Mutex<String>> {
+    serve_as("1.13.1", directory, refused)
+}
+
+/// The same, of a release.
+fn serve_as(version: &'static str, directory: &VmDirectory, refused: &'static str) -> Arc<Mutex<String>> {
     let listener = UnixListener::bind(directory.reach(API_SOCKET)).unwrap();
     let heard = Arc::new(Mutex::new(String::new()));
     let shared = Arc::clone(&heard);
@@ -49,9 +55,9 @@ fn serve(directory: &VmDirectory, refused: &'static str) -> Arc<Mutex<String>> {
                 let line = format!("{} {path} {}\n", parts.method, String::from_utf8_lossy(&body));
                 shared.lock().unwrap().push_str(&line);
                 let (status, body) = match path.as_str() {
-                    "/version" => (200, r#"{"firecracker_version":"1.13.1"}"#),
-                    path if path == refused => (400, r#"{"fault_message":"no such\nthing"}"#),
-                    _ => (204, ""),
+                    "/version" => (200, format!(r#"{{"firecracker_version":"{version}"}}"#)),
+                    path if path == refused => (400, r#"{"fault_message":"no such\nthing"}"#.to_owned()),
+                    _ => (204, String::new()),
                 };
                 Response::builder().status(status).body(Full::new(Bytes::from(body)))
             }
@@ -83,6 +89,39 @@ async fn a_refusal_is_repeated_in_firecrackers_words() {
     assert_eq!(error.to_string(), "firecracker PUT /vsock was refused: no such thing");
 }
 
+#[test]
+fn a_limit_that_is_lifted_is_a_bucket_without_size() {
+    let limit = DiskLimit { bytes: Some(4096), operations: None };
+    let text = serde_json::to_string(&DriveUpdate::of("d1", limit)).unwrap();
+    assert_eq!(
+        text,
+        r#"{"drive_id":"d1","rate_limiter":{"bandwidth":{"size":4096,"refill_time":1000},"ops":{"size":0,"refill_time":0}}}"#
+    );
+}
+
+/// What is said to a release that answers `GET /version` with this, or why nothing is.
+async fn said_to(version: &'static str) -> std::result::Result<String, String> {
+    let root = tempfile::tempdir().unwrap();
+    let config = config(root.path());
+    let appearing = Appearance::of(&config.directory, API_SOCKET).unwrap();
+    let heard = serve_as(version, &config.directory, "");
+    let engine = Firecracker::new(&RuntimeSettings::default());
+    let driven = engine.drive(&config, appearing).await;
+    driven.map(|_| heard.lock().unwrap().clone()).map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_release_is_told_what_it_knows_and_one_too_old_nothing() {
+    let balloon = |said: String| said.lines().find(|line| line.contains("/balloon")).unwrap().to_owned();
+    let old = balloon(said_to("1.13.1").await.unwrap());
+    assert_eq!(old, r#"PUT /balloon {"amount_mib":0,"deflate_on_oom":true}"#);
+    let new = balloon(said_to("1.16.1").await.unwrap());
+    assert_eq!(new, r#"PUT /balloon {"amount_mib":0,"deflate_on_oom":true,"free_page_reporting":true}"#);
+    let refused = said_to("1.9.1").await.unwrap_err();
+    assert_eq!(refused, "firecracker 1.9.1 is not supported; install 1.13.1 to 1.16.1");
+    assert!(said_to("next").await.unwrap_err().contains("calls itself"));
+}
+
 /// What `fields.txt` says of a definition in a release: its fields, and those that it cannot do without.
 fn fields(version: &str, definition: &str) -> (Vec<String>, Vec<String>) {
     let lines = include_str!("fields.txt").lines();
@@ -107,13 +146,16 @@ fn nothing_is_said_that_a_release_does_not_know() {
         ("BootSource", to_value(BootSource::of(&names, "quiet")).unwrap()),
         ("TokenBucket", limiter["bandwidth"].clone()),
         ("RateLimiter", limiter),
+        ("PartialDrive", to_value(DriveUpdate::of("d0", limit)).unwrap()),
         ("Drive", drive),
         ("Vsock", to_value(Vsock { guest_cid: GUEST_CID, uds_path: &names.vsock }).unwrap()),
         ("EntropyDevice", to_value(Entropy {}).unwrap()),
+        ("BalloonUpdate", to_value(BalloonUpdate { amount_mib: 1 }).unwrap()),
         ("InstanceActionInfo", to_value(Action::INSTANCE_START).unwrap()),
     ];
     for version in ["1.13.1", "1.16.1"] {
-        for (definition, value) in &said {
+        let balloon = to_value(BalloonDevice::of(Version::parse(version).unwrap())).unwrap();
+        for (definition, value) in said.iter().chain(&[("Balloon", balloon)]) {
             let (known, required) = fields(version, definition);
             let object = value.as_object().unwrap();
             for name in object.keys() {

@@ -15,6 +15,8 @@ pub(crate) struct Version {
 impl Version {
     /// Below this, fields that are used here are missing.
     const OLDEST: Self = Self { major: 1, minor: 10, patch: 0 };
+    /// From here on a balloon can report pages that the guest frees.
+    pub(crate) const FREE_PAGE_REPORTING: Self = Self { major: 1, minor: 14, patch: 0 };
     /// First and last release this worker is tested with.
     const TESTED: [Self; 2] =
         [Self { major: 1, minor: 13, patch: 1 }, Self { major: 1, minor: 16, patch: 1 }];

@@ -1,7 +1,8 @@
 //! What QEMU and its vsock device are started with. Every path is one of the root that they are confined to.
 
 use super::super::{
-    COMMON_KERNEL_ARGS, DiskLimit, Drive, DriveAccess, GUEST_CID, NetworkDevice, Pace, VSOCK, VmConfig,
+    Balloon, COMMON_KERNEL_ARGS, DiskLimit, Drive, DriveAccess, GUEST_CID, NetworkDevice, Pace, VSOCK,
+    VmConfig,
 };
 use super::{QMP_SOCKET, VHOST_SOCKET};
 
@@ -28,6 +29,11 @@ pub(super) const INITRD: &str = "initrd.img";
 
 pub(super) fn drive_name(index: usize) -> String {
     format!("d{index}")
+}
+
+/// What the guest's device of a drive is called towards the monitor.
+pub(super) fn device_name(index: usize) -> String {
+    format!("disk{index}")
 }
 
 pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u64>) -> Vec<String> {
@@ -57,10 +63,17 @@ pub(super) fn qemu_arguments(config: &VmConfig, accel: Accel, tsc_khz: Option<u6
     arguments.pair("-chardev", format!("socket,id=vsock,path={VHOST_SOCKET}"));
     arguments.pair("-device", "vhost-user-vsock-device,chardev=vsock");
     arguments.pair("-device", "virtio-rng-device");
+    if config.balloon == Balloon::Present {
+        arguments.pair("-device", "virtio-balloon-device,deflate-on-oom=on");
+    }
     for (index, drive) in config.drives.iter().enumerate() {
         arguments.pair("-drive", drive_option(index, drive, config.disk_limit));
         // An error is the guest's to handle; by default QEMU stops the machine when the host's disk is full.
-        arguments.pair("-device", format!("virtio-blk-device,drive=d{index},werror=report,rerror=report"));
+        let device = device_name(index);
+        arguments.pair(
+            "-device",
+            format!("virtio-blk-device,id={device},drive=d{index},werror=report,rerror=report"),
+        );
     }
     if let Some(NetworkDevice { tap, mac }) = &config.network {
         // The device is there and wired: no script is run for it.
@@ -142,6 +155,7 @@ mod tests {
                 mac: "02:b9:c0:a8:00:02".parse().unwrap(),
             }),
             disk_limit: DiskLimit::default(),
+            balloon: Balloon::Absent,
             console: Console::Quiet,
         };
         qemu_arguments(&config, accel, tsc_khz).join("\n")

@@ -156,8 +156,8 @@ impl Engine for Qemu {
         drain(outputs.stdout, config.directory.file(CONSOLE_LOG)?, console.clone())?;
         drain(outputs.stderr, config.directory.file(QEMU_LOG)?, log.clone())?;
         let dialer = vsock.pid();
-        let monitor = Monitor::of(config.directory.clone());
-        let stuck = watch(vmm.reach(), monitor, self.pace().deadline(ANSWER_DEADLINE));
-        Ok(Vm { vmm, helpers: vec![vsock], dialer, console, log, stuck })
+        let monitor = Monitor::of(config.directory.clone(), config.drives.len());
+        let (stuck, controls) = watch(vmm.reach(), monitor, self.pace().deadline(ANSWER_DEADLINE));
+        Ok(Vm { vmm, helpers: vec![vsock], dialer, console, log, stuck, controls })
     }
 }

@@ -9,9 +9,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::super::VmDirectory;
 use super::super::watchdog::Pulse;
+use super::super::{Change, DiskLimit, VmDirectory};
 use super::QMP_SOCKET;
+use super::command::device_name;
 
 /// Longest line that is read. Real ones are a few hundred bytes; QEMU may be in a guest's hands.
 const MAX_LINE: u64 = 64 << 10;
@@ -25,11 +26,13 @@ pub(super) struct Monitor {
     /// Open as long as this is: the socket is reached through it.
     directory: VmDirectory,
     connection: Option<BufReader<UnixStream>>,
+    /// How many disks the VM has.
+    drives: usize,
 }
 
 impl Monitor {
-    pub(super) fn of(directory: VmDirectory) -> Self {
-        Self { directory, connection: None }
+    pub(super) fn of(directory: VmDirectory, drives: usize) -> Self {
+        Self { directory, connection: None, drives }
     }
 
     /// Asks, and waits for what comes back. Has no deadline of its own.
@@ -69,6 +72,31 @@ impl Pulse for Monitor {
     async fn beat(&mut self) -> Result<()> {
         self.execute("query-status", None).await.map(drop)
     }
+
+    async fn change(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Disks(limit) => {
+                for index in 0..self.drives {
+                    self.execute("block_set_io_throttle", Some(throttle(index, limit))).await?;
+                }
+                Ok(())
+            }
+            Change::Balloon { taken, of } => {
+                let left = u64::from(of.saturating_sub(taken)) << 20;
+                self.execute("balloon", Some(json!({ "value": left }))).await.map(drop)
+            }
+        }
+    }
+}
+
+/// What `block_set_io_throttle` takes: all of it, and 0 for no limit.
+fn throttle(index: usize, limit: DiskLimit) -> Value {
+    let DiskLimit { bytes, operations } = limit;
+    json!({
+        "id": device_name(index),
+        "bps": bytes.unwrap_or(0), "bps_rd": 0, "bps_wr": 0,
+        "iops": operations.unwrap_or(0), "iops_rd": 0, "iops_wr": 0,
+    })
 }
 
 async fn ask(
@@ -129,7 +157,7 @@ mod tests {
                 stream.read_line(&mut heard).await.unwrap();
             }
         });
-        Monitor::of(directory).execute("query-status", None).await
+        Monitor::of(directory, 1).execute("query-status", None).await
     }
 
     #[tokio::test(flavor = "current_thread")]

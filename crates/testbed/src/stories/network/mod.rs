@@ -25,8 +25,8 @@ use outside::{Outside, command};
 use policies::{
     a_blocked_container_reaches_nobody, a_container_reaches_only_what_it_is_allowed_to,
     a_firewall_that_drops_is_opened_and_closed_again, a_policy_changes_while_it_runs,
-    a_rate_of_sending_is_kept_to, an_address_that_is_not_its_own_is_of_no_use,
-    the_clouds_metadata_is_out_of_reach,
+    a_rate_of_sending_changes_while_it_runs, a_rate_of_sending_is_kept_to,
+    an_address_that_is_not_its_own_is_of_no_use, the_clouds_metadata_is_out_of_reach,
 };
 
 use traffic::{
@@ -53,6 +53,7 @@ stories![
     Full an_address_that_is_not_its_own_is_of_no_use,
     Full a_restarted_container_keeps_its_address_and_its_network,
     Full a_rate_of_sending_is_kept_to,
+    Full a_rate_of_sending_changes_while_it_runs,
     Full many_containers_start_at_once,
     Full a_firewall_that_drops_is_opened_and_closed_again,
     Core containers_find_each_other_by_name,

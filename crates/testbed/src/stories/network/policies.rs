@@ -166,6 +166,30 @@ pub(super) fn a_rate_of_sending_is_kept_to(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
+/// On the host's side, so that it is the same for every runtime.
+pub(super) fn a_rate_of_sending_changes_while_it_runs(world: &World<'_>) -> Result<()> {
+    const BYTES: usize = 1_600_000;
+    let script = "dd if=/dev/zero of=/tmp/data bs=100k count=16 2>/dev/null
+                  while true; do nc -l -p 80 < /tmp/data; done & echo ready; sleep 1000";
+    let container = world.detach_ready(&["--egress-rate", "400000"], script)?;
+    let (four, _) = addresses(&container)?;
+    let rate = || -> Result<f64> {
+        let began = Instant::now();
+        let mut stream = connect_soon(SocketAddr::new(four, 80))?;
+        stream.set_read_timeout(Some(ARRIVES))?;
+        stream.read_exact(&mut vec![0; BYTES])?;
+        Ok(BYTES as f64 / began.elapsed().as_secs_f64())
+    };
+    container.run(&["update", "--egress-rate", "200000"])?.prints(&container.name)?;
+    let slower = rate()?;
+    ensure!(slower < 220_000.0, "{slower:.0} bytes per second instead of 200000");
+    container.run(&["update", "--egress-rate", "0"])?.prints(&container.name)?;
+    let free = rate()?;
+    ensure!(free > 2.0 * slower, "without a limit it sends {free:.0} bytes per second");
+    container.run(&["update", "--egress-rate", "1"])?.ends_with(1)?.complains_of(&["egress rate"])?;
+    Ok(())
+}
+
 pub(super) fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
     let end = Instant::now() + ARRIVES;
     loop {

@@ -1,6 +1,7 @@
 use beta9_types::{MemoryBytes, MemorySwap};
 use clap::Args;
 
+use super::rate;
 use crate::api;
 use crate::api::throttle::Kind;
 use crate::cli::Failure;
@@ -62,6 +63,12 @@ pub(super) struct LimitFlags {
     /// Writes to a disk per second.
     #[arg(long, value_name = "DEVICE:NUMBER")]
     device_write_iops: Vec<String>,
+    /// Bytes per second on its own disks, as in 20m; 0 is no limit.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    disk_rate: Option<u64>,
+    /// Reads and writes per second on its own disks; 0 is no limit.
+    #[arg(long, value_name = "NUMBER")]
+    disk_operations: Option<u64>,
 }
 
 impl LimitFlags {
@@ -89,6 +96,7 @@ impl LimitFlags {
         request.memory_reservation_bytes = self.memory_reservation.map_or(0, MemoryBytes::get);
         request.pids_limit = self.pids_limit;
         request.blkio_weight = self.blkio_weight;
+        (request.disk_rate, request.disk_operations) = (self.disk_rate, self.disk_operations);
         let throttles = [
             (Kind::ReadBytes, self.device_read_bps),
             (Kind::WriteBytes, self.device_write_bps),

@@ -79,6 +79,13 @@ fn lines_of(path: &std::path::Path) -> Result<Vec<String>, Failure> {
 
 /// A size with an optional unit, of at least a byte.
 fn bytes(text: &str) -> Result<u64, String> {
+    rate(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err(BYTES_RULE.to_owned()) })
+}
+
+const BYTES_RULE: &str = "use a number with an optional k, m or g, as in 64m";
+
+/// The same, and 0 for no limit.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
     let lower = text.to_ascii_lowercase();
     let lower = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
     let (number, shift) = match lower.as_bytes().last() {
@@ -88,9 +95,7 @@ fn bytes(text: &str) -> Result<u64, String> {
         _ => (lower, 0),
     };
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    bytes
-        .filter(|bytes| *bytes > 0)
-        .ok_or_else(|| "use a number with an optional k, m or g, as in 64m".to_owned())
+    bytes.ok_or_else(|| BYTES_RULE.to_owned())
 }
 
 #[cfg(test)]
