@@ -34,6 +34,11 @@ pub enum Operation {
         /// To what.
         change: LimitChange,
     },
+    /// Change which of its ports the host serves.
+    Ports {
+        /// How.
+        change: PortChange,
+    },
     /// Change how much memory it keeps when the host runs short.
     ReserveMemory {
         /// To how much.
@@ -43,11 +48,6 @@ pub enum Operation {
     LimitDisks {
         /// To what.
         rate: DiskRate,
-    },
-    /// Change which of its ports the host serves.
-    Ports {
-        /// How.
-        change: PortChange,
     },
     /// Change what happens when it ends.
     Restart {

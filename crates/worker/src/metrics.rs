@@ -4,9 +4,9 @@
 //! beta9_pool_ready{pool,asked,used}         1 when the pool has a runtime that works, else 0
 //! beta9_pool_fell_back{pool,asked,used}     1 when it is not the one that was asked for: isolation is not what was meant
 //! beta9_containers{runtime,status}          containers by runtime and state
-//! beta9_firecracker_…_total{container}      what Firecracker has counted of a VM that runs, once a minute
 //! beta9_container_network_received_bytes_total{id,runtime}   what a container that is on the bridge has received,
 //! beta9_container_network_sent_bytes_total{id,runtime}       and sent
+//! beta9_firecracker_…_total{container}      what Firecracker has counted of a VM that runs, once a minute
 //! ```
 
 use std::net::SocketAddr;
@@ -45,6 +45,12 @@ struct ContainerLabels {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TrafficLabels {
+    id: String,
+    runtime: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VmLabels {
     container: String,
 }
@@ -71,12 +77,6 @@ fn add_engine_counters(registry: &mut Registry, counted: &[(String, EngineCounte
             family.get_or_create(&labels).inc_by(number(counters));
         }
     }
-}
-
-#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct TrafficLabels {
-    id: String,
-    runtime: String,
 }
 
 /// Serves `GET /metrics` on `address` until the process ends.
@@ -117,7 +117,6 @@ async fn render(worker: &Worker) -> Result<String> {
     for (runtime, status) in worker.tally().await? {
         containers.get_or_create(&ContainerLabels { runtime, status }).inc();
     }
-    add_engine_counters(&mut registry, &worker.engine_counters().await?);
     let received = Family::<TrafficLabels, Counter>::default();
     let sent = Family::<TrafficLabels, Counter>::default();
     registry.register(
@@ -135,6 +134,7 @@ async fn render(worker: &Worker) -> Result<String> {
         received.get_or_create(&labels).inc_by(traffic.received);
         sent.get_or_create(&labels).inc_by(traffic.sent);
     }
+    add_engine_counters(&mut registry, &worker.engine_counters().await?);
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|e| Error::internal("write metrics", e))?;
     Ok(text)

@@ -32,6 +32,8 @@ const BAD: &[(&str, &str)] = &[
     ("device-read-iops", "sda:1"),
     ("device-write-bps", "sda:1m"),
     ("device-write-iops", "sda:1"),
+    ("disk-operations", "many"),
+    ("disk-rate", "fast"),
     ("dns", "example.org"),
     ("dns-option", "two words"),
     ("dns-search", "two words"),

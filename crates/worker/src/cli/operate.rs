@@ -50,6 +50,12 @@ pub(super) struct UpdateArgs {
     /// Whom it may talk to from now on: open, blocked, or networks and host names with commas between them.
     #[arg(long, value_name = "POLICY")]
     network_policy: Option<NetworkPolicy>,
+    /// Serve a port of the container on the host from now on, as `run -p` does.
+    #[arg(long, value_name = "[IP:][HOST:]CONTAINER[/udp]")]
+    publish_add: Vec<PortMapping>,
+    /// Do not serve a port of the container any more.
+    #[arg(long, value_name = "CONTAINER[/udp]")]
+    publish_rm: Vec<ContainerPort>,
     /// The most that it sends, in bytes per second; 0 is no limit.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     egress_rate: Option<u64>,
@@ -62,12 +68,6 @@ pub(super) struct UpdateArgs {
     /// Reads and writes per second on its own disks; 0 is no limit.
     #[arg(long, value_name = "NUMBER")]
     disk_operations: Option<u64>,
-    /// Serve a port of the container on the host from now on, as `run -p` does.
-    #[arg(long, value_name = "[IP:][HOST:]CONTAINER[/udp]")]
-    publish_add: Vec<PortMapping>,
-    /// Do not serve a port of the container any more.
-    #[arg(long, value_name = "CONTAINER[/udp]")]
-    publish_rm: Vec<ContainerPort>,
     /// Ids, beginnings of ids, or names.
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -90,7 +90,7 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, .. } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, publish_add, publish_rm, .. } = args;
     let UpdateArgs {
         memory_reservation,
         egress_rate,

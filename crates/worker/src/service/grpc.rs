@@ -299,8 +299,7 @@ impl ContainerService for Server {
         let rates = egress_rate.is_some() || ingress_rate.is_some();
         if !of_container && !rates && policy.is_none() && ports.is_empty() {
             let text = "nothing to update: give --memory, --memory-reservation, --cpus, --pids-limit, --disk-rate, \
-                        --disk-operations, --restart, --network-policy, --egress-rate, --ingress-rate, --publish-add or \
-                        --publish-rm";
+                        --disk-operations, --restart, --network-policy, --publish-add, --publish-rm, --egress-rate or --ingress-rate";
             return Err(Error::new(ErrorKind::Invalid, text).into());
         }
         if of_container {

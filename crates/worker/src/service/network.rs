@@ -87,6 +87,26 @@ impl Worker {
         Ok(())
     }
 
+    /// Changes which ports of a container the host serves: now, if it runs, and whenever it is started.
+    pub(super) async fn change_ports(&self, container: &str, change: PortChange) -> Result<()> {
+        let (directory, mut record) = self.find(container)?;
+        if record.network.mode != NetworkMode::Bridge {
+            let text = format!(
+                "container {container} has no ports of the host: its network is {}, not the bridge",
+                record.network.mode
+            );
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
+        if !self.is_over(&directory).await? {
+            self.operate(&directory, &record, Operation::Ports { change: change.clone() }).await?;
+        }
+        let ports = &mut record.request.options.network.ports;
+        *ports = change.apply(ports);
+        record.write(&directory)?;
+        self.tell(&record, "update", &[]);
+        Ok(())
+    }
+
     /// Changes how fast a container may send and receive: now, if it runs, and whenever it is started. 0 lifts a limit,
     /// and what is absent stays as it is.
     pub(super) async fn set_network_rates(
@@ -116,26 +136,6 @@ impl Worker {
         let file = Connection::file_in(directory.path());
         let changed = blocking(move || Connection::set_rates(&file, rates)).await?;
         changed.map_err(|e| Error::internal("change the container's rates", e))?;
-        self.tell(&record, "update", &[]);
-        Ok(())
-    }
-
-    /// Changes which ports of a container the host serves: now, if it runs, and whenever it is started.
-    pub(super) async fn change_ports(&self, container: &str, change: PortChange) -> Result<()> {
-        let (directory, mut record) = self.find(container)?;
-        if record.network.mode != NetworkMode::Bridge {
-            let text = format!(
-                "container {container} has no ports of the host: its network is {}, not the bridge",
-                record.network.mode
-            );
-            return Err(Error::new(ErrorKind::Precondition, text));
-        }
-        if !self.is_over(&directory).await? {
-            self.operate(&directory, &record, Operation::Ports { change: change.clone() }).await?;
-        }
-        let ports = &mut record.request.options.network.ports;
-        *ports = change.apply(ports);
-        record.write(&directory)?;
         self.tell(&record, "update", &[]);
         Ok(())
     }

@@ -138,7 +138,8 @@ pub(super) fn a_container_that_floods_hurts_nobody(world: &World<'_>) -> Result<
         "exec {PERL} -MSocket -e 'socket(S,AF_INET,SOCK_DGRAM,0); $n=sockaddr_in(53,inet_aton(\"{gateway}\")); \
          $v=sockaddr_in(80,inet_aton(\"{victim_four}\")); $|=1; print \"flooding\\n\"; \
          $q=pack(\"n6\",7,256,1,0,0,0).\"\\x03abc\\x00\\x00\\x01\\x00\\x01\"; $e=time+8; \
-         while (time<$e) {{ for (1..200) {{ send(S,$q,0,$n); send(S,\"x\"x1000,0,$v) }} }}'"
+         $SIG{{ALRM}}=sub {{ exit }}; alarm 12; \
+         while (time<$e) {{ for (1..200) {{ last if time>=$e; send(S,$q,0,$n); send(S,\"x\"x1000,0,$v) }} }}'"
     );
     let flood = flooding.exec(&[], &["sh", "-c", &script]).spawn()?;
     flood.stdout_shows("flooding")?;
