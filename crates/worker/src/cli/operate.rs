@@ -90,7 +90,7 @@ pub(super) async fn unpause(client: &mut Client, args: FreezeArgs) -> Outcome {
 }
 
 pub(super) async fn update(client: &mut Client, args: UpdateArgs) -> Outcome {
-    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, publish_add, publish_rm, .. } = args;
+    let UpdateArgs { memory, cpus, pids_limit, restart, network_policy, .. } = args;
     let UpdateArgs {
         memory_reservation,
         egress_rate,
