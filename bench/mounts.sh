@@ -2,7 +2,7 @@
 # What a mounted host directory costs: one large file and many small ones, written and read, held against a bind mount
 # in runc on the same disk.
 #
-#   bench/mounts.sh [POOL...]     qemu where none is named; needs root and a finished `cargo xtask demo`
+#   bench/mounts.sh [POOL...]     microvm where none is named; needs root and a finished `cargo xtask demo`
 #
 # WORKER (a command) and IMAGE may be set; MIB and FILES are the sizes. Prints seconds, and the load that they were
 # measured under.
@@ -15,9 +15,9 @@ place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 trap 'rm -rf "$place"' EXIT
 
 run() {
-    local runtime=$1 mode=$2 what=$3
-    "${worker[@]}" run --rm --pool "$runtime" -v "$PWD/bench:/bench:ro" -v "$place/$runtime:/data$mode" -e "MIB=$mib" -e "FILES=$files" \
-        "$image" sh /bench/mounts.steps.sh "$what" | show "$runtime${mode:+ $mode}"
+    local pool=$1 mode=$2 what=$3
+    "${worker[@]}" run --rm --pool "$pool" -v "$PWD/bench:/bench:ro" -v "$place/$pool:/data$mode" -e "MIB=$mib" -e "FILES=$files" \
+        "$image" sh /bench/mounts.steps.sh "$what" | show "$pool${mode:+ $mode}"
 }
 
 show() {
@@ -26,10 +26,10 @@ show() {
     done
 }
 
-for runtime in runc "${@:-qemu}"; do
-    mkdir -p "$place/$runtime"
-    run "$runtime" "" writing
-    run "$runtime" "" reading
-    run "$runtime" ":cached" reading
+for pool in runc "${@:-microvm}"; do
+    mkdir -p "$place/$pool"
+    run "$pool" "" writing
+    run "$pool" "" reading
+    run "$pool" ":cached" reading
 done
 echo "load: $(cut -d' ' -f1-3 /proc/loadavg) on $(nproc) cores"

@@ -27,6 +27,15 @@ pub(crate) fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .map_err(|e| Error::file("open", path, e))?;
+    wait_for(file, path)
+}
+
+/// The same for a directory that is there.
+pub(crate) fn lock_directory(path: &Path) -> Result<File> {
+    wait_for(File::open(path).map_err(|e| Error::file("open", path, e))?, path)
+}
+
+fn wait_for(file: File, path: &Path) -> Result<File> {
     loop {
         match flock(&file, FlockOperation::LockExclusive) {
             Ok(()) => return Ok(file),

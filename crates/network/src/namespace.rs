@@ -8,7 +8,9 @@ use beta9_sys::namespaces::{current_network, enter_network, enter_new_network, o
 use beta9_sys::netlink::Socket;
 use beta9_types::ContainerId;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::mount::{
+    MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change, unmount,
+};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::files;
@@ -33,7 +35,7 @@ pub(crate) fn path_of(id: &ContainerId) -> PathBuf {
 impl Namespace {
     /// Makes one with its loopback interface up and gives it its name. The thread must be in the host's mount namespace.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        fs::create_dir_all(NAMED).map_err(|e| Error::file("create", Path::new(NAMED), e))?;
+        make_place(Path::new(NAMED))?;
         // What somebody left under this name is not there any more for anybody.
         remove(path)?;
         File::create_new(path).map_err(|e| Error::file("create", path, e))?;
@@ -69,6 +71,21 @@ impl Namespace {
         let socket = inside(fd.as_fd(), Socket::open)?;
         Ok(Self { fd, socket })
     }
+}
+
+/// Makes the directory of names as `ip netns` does: a mount of its own, which other mount namespaces see into. Made by
+/// somebody else after the first name, such a mount would cover it, and the name could not be taken away any more.
+fn make_place(place: &Path) -> Result<()> {
+    fs::create_dir_all(place).map_err(|e| Error::file("create", place, e))?;
+    // So does `ip`, lest two mounts are made one upon the other.
+    let _one_at_a_time = files::lock_directory(place)?;
+    let share = || mount_change(place, MountPropagationFlags::SHARED | MountPropagationFlags::REC);
+    let shared = match share() {
+        // It is no mount yet.
+        Err(Errno::INVAL) => mount_bind_recursive(place, place).and_then(|()| share()),
+        shared => shared,
+    };
+    shared.map_err(|e| Error::file("make a mount of", place, e))
 }
 
 /// Does something in a namespace.
@@ -113,4 +130,36 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 pub fn shows_host_settings(namespace: &Path) -> bool {
     let Ok(namespace) = Namespace::open(namespace) else { return false };
     inside(namespace.fd.as_fd(), || Ok(Path::new(HOST_SETTING).exists())).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use beta9_sys::namespaces::enter_private_mounts;
+    use rustix::mount::{MountFlags, mount};
+
+    use super::*;
+
+    #[test]
+    fn a_name_can_be_taken_away_after_somebody_else_has_made_one() {
+        if !rustix::process::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
+            eprintln!("skipped: needs root and ip");
+            return;
+        }
+        // A machine on which nobody has made a name yet.
+        let left = on_own_thread(None, || {
+            enter_private_mounts()?;
+            mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
+            let path = Path::new(NAMED).join("b9-first");
+            let namespace = Namespace::create(&path).unwrap();
+            assert!(Command::new("ip").args(["netns", "add", "second"]).status().unwrap().success());
+            let found = Namespace::open(&path).is_ok();
+            remove(&path).unwrap();
+            drop(namespace);
+            let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            Ok((found, path.exists(), mounts.contains("b9-first")))
+        });
+        assert_eq!(left.unwrap(), (true, false, false));
+    }
 }
