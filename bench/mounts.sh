@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=${CARGO_TARGET_DIR:-target}
 read -ra worker <<<"${WORKER:-$target/release/beta9-worker --config target/demo/worker.yaml}"
-image=${IMAGE:-busybox} mib=${MIB:-64} files=${FILES:-500}
+image=${IMAGE:-debian} mib=${MIB:-64} files=${FILES:-500}
 place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 trap 'rm -rf "$place"' EXIT
 

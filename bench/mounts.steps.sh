@@ -1,4 +1,4 @@
-# What bench/mounts.sh measures, run by a busybox in the container or guest: `sh mounts.steps.sh writing|reading`, with MIB and
+# What bench/mounts.sh measures, run by a shell in the container: `sh mounts.steps.sh writing|reading`, with MIB and
 # FILES set and the mount at /data. Prints the hundredths of a second that /proc/uptime counts.
 now() { read -r up idle </proc/uptime; echo "${up%.*}${up#*.}"; }
 step() { name=$1; shift; from=$(now); "$@" >/dev/null 2>&1 || echo "failed: $name" >&2; echo "$name $(($(now) - from))"; }

@@ -214,7 +214,7 @@ fn nested(project: &Project, options: &Options, firecracker: Option<&Path>, jail
     Ok(nested)
 }
 
-/// The worker as it is shipped: where each instruction is emulated, one that is not optimized takes twice as long.
+/// The worker as it is shipped, with fewer instructions to emulate.
 fn optimized_worker(project: &Project) -> Result<PathBuf> {
     let arguments = ["build", "--release", "--package", "beta9-worker", "--message-format=json"];
     let messages = output(Command::new(cargo()).args(arguments).current_dir(project.root()))?;

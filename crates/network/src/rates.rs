@@ -1,5 +1,6 @@
 //! How fast a container sends and receives: a queueing discipline on each end of its veth pair, which the container's own
-//! interface, or a VM's, is behind. So it is the same for every runtime, and no guest can change it.
+//! interface, or a VM's, is behind. So it is the same for every runtime, and out of a VM's reach; a container of the host's
+//! kernel with `NET_ADMIN` can lift what it sends.
 
 use std::path::Path;
 

@@ -68,16 +68,22 @@ impl Worker {
         Ok((NetworkPlan { mode, settings, names }, warning))
     }
 
-    /// Changes whom a container may talk to: now, if it runs, and whenever it is started.
-    pub(super) async fn set_network_policy(&self, container: &str, policy: NetworkPolicy) -> Result<()> {
-        let (directory, mut record) = self.find(container)?;
+    /// A container whose network is the worker's to change.
+    fn find_bridged(&self, container: &str) -> Result<(ContainerDirectory, Record)> {
+        let (directory, record) = self.find(container)?;
         if record.network.mode != NetworkMode::Bridge {
             let text = format!(
-                "container {container} has no network of this worker's to change: its network is {}",
+                "container {container} has no network of this worker's to change: its network is {}, not the bridge",
                 record.network.mode
             );
             return Err(Error::new(ErrorKind::Precondition, text));
         }
+        Ok((directory, record))
+    }
+
+    /// Changes whom a container may talk to: now, if it runs, and whenever it is started.
+    pub(super) async fn set_network_policy(&self, container: &str, policy: NetworkPolicy) -> Result<()> {
+        let (directory, mut record) = self.find_bridged(container)?;
         record.request.options.network.policy = policy.clone();
         record.write(&directory)?;
         let file = Connection::file_in(directory.path());
@@ -89,14 +95,7 @@ impl Worker {
 
     /// Changes which ports of a container the host serves: now, if it runs, and whenever it is started.
     pub(super) async fn change_ports(&self, container: &str, change: PortChange) -> Result<()> {
-        let (directory, mut record) = self.find(container)?;
-        if record.network.mode != NetworkMode::Bridge {
-            let text = format!(
-                "container {container} has no ports of the host: its network is {}, not the bridge",
-                record.network.mode
-            );
-            return Err(Error::new(ErrorKind::Precondition, text));
-        }
+        let (directory, mut record) = self.find_bridged(container)?;
         if !self.is_over(&directory).await? {
             self.operate(&directory, &record, Operation::Ports { change: change.clone() }).await?;
         }
@@ -115,14 +114,7 @@ impl Worker {
         egress: Option<u64>,
         ingress: Option<u64>,
     ) -> Result<()> {
-        let (directory, mut record) = self.find(container)?;
-        if record.network.mode != NetworkMode::Bridge {
-            let text = format!(
-                "container {container} has no network of this worker's to change: its network is {}",
-                record.network.mode
-            );
-            return Err(Error::new(ErrorKind::Precondition, text));
-        }
+        let (directory, mut record) = self.find_bridged(container)?;
         let rates = &mut record.request.options.network.rates;
         for (name, rate, wanted) in
             [("egress rate", &mut rates.egress, egress), ("ingress rate", &mut rates.ingress, ingress)]

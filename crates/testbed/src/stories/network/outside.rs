@@ -1,5 +1,6 @@
 //! Somewhere else: a network namespace with a cable to this host, of one story's own.
 
+use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -8,6 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use beta9_sys::namespaces::{enter_network, on_own_thread};
+
+use crate::World;
+use crate::program::Invocation;
+use crate::site::Site;
 
 /// Those of this process so far.
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -122,5 +127,49 @@ impl Drop for Outside {
         // The other end, and what is routed to it, goes with it.
         let _ = command("ip", &["link", "del", &self.link]);
         let _ = command("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// A worker whose host is such a namespace, with a bridge and an image of its own there.
+pub(super) struct WorkerOutside<'a> {
+    world: &'a World<'a>,
+    net: String,
+    /// The name of its bridge.
+    pub(super) bridge: String,
+    directory: PathBuf,
+}
+
+impl<'a> WorkerOutside<'a> {
+    /// `letter` tells its bridge from those of other stories, as the networks do.
+    pub(super) fn of(
+        host: &Outside,
+        world: &'a World<'a>,
+        letter: &str,
+        [ipv4, ipv6]: [&str; 2],
+    ) -> Result<Self> {
+        let (net, bridge) = (format!("--net={}", host.path().display()), host.link().replace('o', letter));
+        let worker = Self { world, net, bridge, directory: world.directory()? };
+        let text = fs::read_to_string(world.site().config())?;
+        let bridge = &worker.bridge;
+        let network = format!("  network:\n    bridge: {bridge}\n    ipv4: {ipv4}\n    ipv6: {ipv6}\n");
+        fs::write(worker.directory.join("worker.yaml"), text + &network)?;
+        let image = Site::requirements()?;
+        let import = ["image", "import", "-t", "busybox", &image.to_string_lossy()];
+        worker.command(&import).finish()?.ends_with(0)?;
+        Ok(worker)
+    }
+
+    /// A command of the worker's.
+    pub(super) fn command(&self, words: &[&str]) -> Invocation {
+        let (root, config) = (self.directory.join("root"), self.directory.join("worker.yaml"));
+        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
+        let program = self.world.site().program().to_string_lossy();
+        let all = [&[self.net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
+        Invocation::new("nsenter", all).env("PATH", self.world.site().path())
+    }
+
+    /// A program of the system, there; its stdout.
+    pub(super) fn inside(&self, words: &[&str]) -> Result<String> {
+        command("nsenter", &[&[self.net.as_str()], words].concat())
     }
 }

@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::outside::{Outside, command};
+use super::outside::{Outside, WorkerOutside};
 use super::{ARRIVES, LOST, addresses, answer, ask, end_of, nc, nc_is_lost, published, server};
 use crate::World;
-use crate::program::Invocation;
-use crate::site::Site;
 
 pub(super) fn a_blocked_container_reaches_nobody(world: &World<'_>) -> Result<()> {
     let other = world.detach_ready(&[], &server(80, "other"))?;
@@ -204,8 +202,10 @@ pub(super) fn connect_soon(to: SocketAddr) -> Result<TcpStream> {
 /// A worker whose host is a namespace of the story's, with Docker's and ufw's chains in it. This machine is the outside.
 pub(super) fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>) -> Result<()> {
     let host = Outside::make()?;
-    let net = format!("--net={}", host.path().display());
-    let inside = |words: &[&str]| command("nsenter", &[&[net.as_str()], words].concat());
+    let there = WorkerOutside::of(&host, world, "t", ["10.213.0.0/24", "fd00:b9:ffff::/64"])?;
+    let worker = |words: &[&str]| there.command(words);
+    let inside = |words: &[&str]| there.inside(words);
+    let bridge = there.bridge.as_str();
     for (program, chain) in [("iptables", "DOCKER-USER"), ("ip6tables", "ufw6-user-forward")] {
         if std::process::Command::new(program).arg("--version").output().is_err() {
             println!("skipped: a_firewall_that_drops_is_opened_and_closed_again: it needs {program}");
@@ -215,22 +215,6 @@ pub(super) fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>
         inside(&[program, "-A", "FORWARD", "-j", chain])?;
         inside(&[program, "-P", "FORWARD", "DROP"])?;
     }
-    let directory = world.directory()?;
-    let bridge = host.link().replace('o', "t");
-    let config = directory.join("worker.yaml");
-    let text = std::fs::read_to_string(world.site().config())?;
-    let network =
-        format!("  network:\n    bridge: {bridge}\n    ipv4: 10.213.0.0/24\n    ipv6: fd00:b9:ffff::/64\n");
-    std::fs::write(&config, text + &network)?;
-    let root = directory.join("root");
-    let worker = |words: &[&str]| {
-        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
-        let program = world.site().program().to_string_lossy();
-        let all = [&[net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
-        Invocation::new("nsenter", all).env("PATH", world.site().path())
-    };
-    let image = Site::requirements()?;
-    worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
     let rules = || {
         Ok::<_, anyhow::Error>(inside(&["iptables", "-S", "DOCKER-USER"])? + &inside(&["ip6tables", "-S"])?)
     };
@@ -257,7 +241,7 @@ pub(super) fn a_firewall_that_drops_is_opened_and_closed_again(world: &World<'_>
     ends()?;
     ensure!(rules()? == before, "the rules were\n{before}and are\n{}", rules()?);
     let left = inside(&["nft", "list", "tables"])? + &inside(&["ip", "-oneline", "link"])?;
-    ensure!(!left.contains(&bridge), "something of the bridge is left: {left}");
+    ensure!(!left.contains(bridge), "something of the bridge is left: {left}");
     // Somebody throws away all the rules that there are: the next container has its own all the same.
     reaches(host.host_four, host.four)?;
     inside(&["nft", "flush", "ruleset"])?;

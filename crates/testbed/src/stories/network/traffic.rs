@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::names::finds;
-use super::outside::{Outside, command};
+use super::outside::{Outside, WorkerOutside};
 use super::policies::connect_soon;
 use super::{ARRIVES, addresses, answer, ask, end_of, nc, published, server};
 use crate::World;
@@ -169,24 +169,9 @@ pub(super) fn a_container_that_floods_hurts_nobody(world: &World<'_>) -> Result<
 /// A worker whose host is a namespace of the story's, where somebody throws all rules away.
 pub(super) fn rules_that_somebody_throws_away_are_made_again(world: &World<'_>) -> Result<()> {
     let host = Outside::make()?;
-    let net = format!("--net={}", host.path().display());
-    let inside = |words: &[&str]| command("nsenter", &[&[net.as_str()], words].concat());
-    let directory = world.directory()?;
-    let bridge = host.link().replace('o', "f");
-    let config = directory.join("worker.yaml");
-    let text = std::fs::read_to_string(world.site().config())?;
-    let network =
-        format!("  network:\n    bridge: {bridge}\n    ipv4: 10.214.0.0/24\n    ipv6: fd00:b9:fffe::/64\n");
-    std::fs::write(&config, text + &network)?;
-    let root = directory.join("root");
-    let worker = |words: &[&str]| {
-        let (root, config) = (root.to_string_lossy(), config.to_string_lossy());
-        let program = world.site().program().to_string_lossy();
-        let all = [&[net.as_str(), &program, "--root", &root, "--config", &config], words].concat();
-        Invocation::new("nsenter", all).env("PATH", world.site().path())
-    };
-    let image = Site::requirements()?;
-    worker(&["image", "import", "-t", "busybox", &image.to_string_lossy()]).finish()?.ends_with(0)?;
+    let there = WorkerOutside::of(&host, world, "f", ["10.214.0.0/24", "fd00:b9:fffe::/64"])?;
+    let worker = |words: &[&str]| there.command(words);
+    let inside = |words: &[&str]| there.inside(words);
     let serving = worker(&["serve"]).spawn()?;
     serving.stderr_shows("worker is serving")?;
     let run = |flags: &[&str], script: &str| -> Result<()> {
@@ -226,8 +211,8 @@ pub(super) fn rules_that_somebody_throws_away_are_made_again(world: &World<'_>) 
     serving.signal(rustix::process::Signal::TERM)?;
     serving.finish()?.ends_with(0)?;
     let left = inside(&["nft", "list", "tables"])? + &inside(&["ip", "-oneline", "link"])?;
-    ensure!(!left.contains(&bridge), "something of the bridge is left: {left}");
-    let _ = std::fs::remove_dir_all(format!("/run/beta9/network/{bridge}"));
+    ensure!(!left.contains(&there.bridge), "something of the bridge is left: {left}");
+    let _ = std::fs::remove_dir_all(format!("/run/beta9/network/{}", there.bridge));
     Ok(())
 }
 
