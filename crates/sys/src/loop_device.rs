@@ -84,6 +84,8 @@ impl LoopDevice {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -107,7 +109,11 @@ mod tests {
             PathBuf::from("/sys/block").join(device.path().file_name().unwrap()).join("loop/backing_file");
         assert_eq!(std::fs::read_to_string(&backing).unwrap().trim(), path.to_str().unwrap());
         drop(device);
-        let left = std::fs::read_to_string(&backing).unwrap_or_default();
-        assert_ne!(left.trim(), path.to_str().unwrap());
+        // A program that another test is starting has it open until it is executed.
+        let end = Instant::now() + Duration::from_secs(10);
+        while std::fs::read_to_string(&backing).is_ok_and(|left| left.trim() == path.to_str().unwrap()) {
+            assert!(Instant::now() < end, "the device still has its file");
+            std::thread::yield_now();
+        }
     }
 }
