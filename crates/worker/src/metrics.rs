@@ -4,8 +4,8 @@
 //! beta9_pool_ready{pool,asked,used}         1 when the pool has a runtime that works, else 0
 //! beta9_pool_fell_back{pool,asked,used}     1 when it is not the one that was asked for: isolation is not what was meant
 //! beta9_containers{runtime,status}          containers by runtime and state
-//! beta9_container_network_received_bytes_total{id,runtime}   what a container that is on the bridge has received,
-//! beta9_container_network_sent_bytes_total{id,runtime}       and sent
+//! beta9_container_network_received_bytes_total{container}   what a container that is on the bridge has received,
+//! beta9_container_network_sent_bytes_total{container}       and sent
 //! beta9_firecracker_…_total{container}      what Firecracker has counted of a VM that runs, once a minute
 //! ```
 
@@ -45,13 +45,7 @@ struct ContainerLabels {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct TrafficLabels {
-    id: String,
-    runtime: String,
-}
-
-#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct VmLabels {
+struct OneContainer {
     container: String,
 }
 
@@ -70,10 +64,10 @@ const ENGINE_COUNTERS: [EngineCounter; 7] = [
 
 fn add_engine_counters(registry: &mut Registry, counted: &[(String, EngineCounters)]) {
     for (name, help, number) in ENGINE_COUNTERS {
-        let family = Family::<VmLabels, Counter>::default();
+        let family = Family::<OneContainer, Counter>::default();
         registry.register(name, help, family.clone());
         for (container, counters) in counted {
-            let labels = VmLabels { container: container.clone() };
+            let labels = OneContainer { container: container.clone() };
             family.get_or_create(&labels).inc_by(number(counters));
         }
     }
@@ -117,8 +111,8 @@ async fn render(worker: &Worker) -> Result<String> {
     for (runtime, status) in worker.tally().await? {
         containers.get_or_create(&ContainerLabels { runtime, status }).inc();
     }
-    let received = Family::<TrafficLabels, Counter>::default();
-    let sent = Family::<TrafficLabels, Counter>::default();
+    let received = Family::<OneContainer, Counter>::default();
+    let sent = Family::<OneContainer, Counter>::default();
     registry.register(
         "container_network_received_bytes",
         "What a container on the bridge has received",
@@ -130,7 +124,7 @@ async fn render(worker: &Worker) -> Result<String> {
         sent.clone(),
     );
     for traffic in worker.traffic().await? {
-        let labels = TrafficLabels { id: traffic.id, runtime: traffic.runtime };
+        let labels = OneContainer { container: traffic.container };
         received.get_or_create(&labels).inc_by(traffic.received);
         sent.get_or_create(&labels).inc_by(traffic.sent);
     }

@@ -1,6 +1,7 @@
 //! What a container has beside its image, when the process that makes or serves it dies.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -61,15 +62,20 @@ pub(super) fn lose_the_maker_of_a_volume() -> Result<()> {
             let said = world.run(&["-v", &mount], &["sh", "-c", "ls /bin | wc -l"])?.ends_with(0)?.out();
             ensure!(said == whole, "{name} has {said} of {whole} files");
             world.worker(&["volume", "rm", &name])?.ends_with(0)?;
-        }
-        // What was cut short goes with a later removal, once it is too old to be under way: nobody waits for that here.
-        for entry in fs::read_dir(&volumes)? {
-            let entry = entry?;
-            let is_cut_short = entry.file_name().as_encoded_bytes().starts_with(b".new-");
-            if is_cut_short {
-                fs::remove_dir_all(entry.path())?;
-            }
+            // It would pass for the next one's first trace.
+            remove_what_was_cut_short(&volumes)?;
         }
         Ok(())
     })
+}
+
+/// What was cut short goes with a later removal, once it is too old to be under way: nobody waits for that here.
+fn remove_what_was_cut_short(volumes: &Path) -> Result<()> {
+    for entry in fs::read_dir(volumes)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".new-") {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }

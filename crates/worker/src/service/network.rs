@@ -169,8 +169,8 @@ impl Worker {
 
 /// What a container has received and sent over the bridge.
 pub(crate) struct Traffic {
-    pub(crate) id: String,
-    pub(crate) runtime: String,
+    /// Its id.
+    pub(crate) container: String,
     pub(crate) received: u64,
     pub(crate) sent: u64,
 }
@@ -230,8 +230,7 @@ impl Worker {
         blocking(move || {
             let of = |(directory, record): (ContainerDirectory, Record)| {
                 let (received, sent) = traffic(&directory, &record)?;
-                let (id, runtime) = (record.id.to_string(), record.runtime.to_string());
-                Some(Traffic { id, runtime, received, sent })
+                Some(Traffic { container: record.id.to_string(), received, sent })
             };
             containers.into_iter().filter_map(of).collect()
         })
