@@ -305,7 +305,6 @@ async fn boot(
     if let Err(error) = cgroup.remove() {
         undone = undone.and(Err(Error::caused(ErrorKind::Failed, "take the probe's cgroup away", error)));
     }
-    Cgroup::at("beta9").remove_if_empty();
     let booted = booted?;
     undone?;
     Ok(booted)

@@ -73,15 +73,10 @@ pub(crate) async fn sweep(directory: &ContainerDirectory, record: &Record, reape
     Ok(())
 }
 
-/// Removes the container's cgroup, and the one above it when no other container needs it.
+/// Removes the container's cgroup. The one above it stays: somebody may be making the next one in it.
 pub(crate) async fn remove_cgroup(cgroup: &Cgroup) {
     let cgroup = cgroup.clone();
-    let removed = tokio::task::spawn_blocking(move || {
-        let removed = cgroup.remove();
-        Cgroup::at("beta9").remove_if_empty();
-        removed
-    })
-    .await;
+    let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
     if let Ok(Err(error)) = removed {
         tracing::error!(error = chain(&error), "cgroup could not be removed");
     }
@@ -107,7 +102,6 @@ pub fn forget(directory: &ContainerDirectory, record: &Record, own: OwnVolumes) 
         // One that has left its group by name may still be on its way out; there is no event for it.
         std::thread::sleep(Duration::from_millis(10));
     }
-    Cgroup::at("beta9").remove_if_empty();
     // Somebody may have renamed it since the record was read.
     let current = Record::read(directory).ok().flatten();
     if let Some(name) = &current.as_ref().unwrap_or(record).request.name

@@ -316,14 +316,6 @@ impl Cgroup {
         self.directories.iter().map(|hierarchy| &hierarchy.directory).chain(&self.unused)
     }
 
-    /// Removes the group if nothing is in it and nothing is below it.
-    pub fn remove_if_empty(&self) {
-        for directory in self.everywhere() {
-            // Busy means that somebody needs it, which is an answer and no failure.
-            let _ = fs::remove_dir(directory);
-        }
-    }
-
     /// Removes the group and what is below it. Missing is fine; processes inside are an error.
     pub fn remove(&self) -> Result<()> {
         for directory in self.everywhere() {
