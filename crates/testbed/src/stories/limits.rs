@@ -52,9 +52,12 @@ fn the_limit_is_kept_in_the_record(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that 8 MiB take to its disk.
+/// Seconds that 8 MiB take to its disk. Each piece is written through at once: what the kernel writes back on its own,
+/// cgroup v1 does not count.
 fn writing(container: &Container<'_, '_>) -> Result<f64> {
-    let script = "dd if=/dev/zero of=/var/written bs=64k count=128 conv=fsync && rm /var/written";
+    let script = "for part in $(seq 0 31); do
+        dd if=/dev/zero of=/var/written bs=256k count=1 seek=$part conv=notrunc,fsync 2>/dev/null || exit 1
+    done; rm /var/written";
     let began = Instant::now();
     container.exec(&[], &["sh", "-c", script]).finish()?.ends_with(0)?;
     Ok(began.elapsed().as_secs_f64())
